@@ -1,0 +1,51 @@
+"""What a room on floor 3 must be able to do: one method each, so that a function's worth of code will do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from tracerouter.types import Call, Check, Classification, Completion, Entry, Meter, Task
+
+    Sink = Callable[[Mapping[str, Any]], Awaitable[None]]
+    """Takes OpenAI ``chat.completion.chunk`` objects with content, as they arrive; awaiting it is the back-pressure."""
+
+
+class Provider(Protocol):
+    """Speaks to one kind of model."""
+
+    async def complete(self, call: Call, meter: Meter, sink: Sink | None) -> Completion:
+        """Ask the model once.
+
+        Write to `meter` what is sent and received while it happens; with a `sink`, push content chunks.
+
+        Raises:
+            ProviderError: The model gave no answer.
+        """
+        ...
+
+
+class Classifier(Protocol):
+    """Says what a request is."""
+
+    async def classify(self, task: Task) -> Classification:
+        """Return the label with its probability, or an abstaining Classification."""
+        ...
+
+
+class Validator(Protocol):
+    """Says whether an answer will do."""
+
+    async def validate(self, task: Task, completion: Completion) -> Check:
+        """Return what was found. Raises nothing for a bad answer."""
+        ...
+
+
+class Ledger(Protocol):
+    """Keeps what was spent."""
+
+    def settle(self, entry: Entry) -> Awaitable[None]:
+        """Book one attempt at once; await the result to know that it is durable."""
+        ...

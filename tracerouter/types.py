@@ -1,0 +1,627 @@
+"""The nouns: slotted, frozen, without behaviour beyond reading themselves.
+
+Money is a whole number of nano-dollars (1 USD = 10**9), so that sums are exact. Times are seconds as
+``float`` unless a name ends in ``_ns``. The one noun that changes is :class:`Meter`, which says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import orjson
+
+from tracerouter.errors import BadRequest, TooLarge
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from tracerouter.errors import ProviderError
+
+MAX_BODY_BYTES = 1_048_576
+"""The largest request body that is taken where nothing else is configured (bytes)."""
+
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+
+
+class Role(StrEnum):
+    """What a rung is in one request (design.md, "Rulings")."""
+
+    CHEAP = "cheap"
+    EXPENSIVE = "expensive"
+    FALLBACK = "fallback"
+
+
+class Status(StrEnum):
+    """How a request ended."""
+
+    ANSWERED = "answered"
+    CACHED = "cached"
+    REFUSED = "refused"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Reason(StrEnum):
+    """The closed set of reason codes: on-call greps one word, and finds it everywhere."""
+
+    # why this route
+    CONFIDENT = "confident"
+    LOW_CONFIDENCE = "low_confidence"
+    ABSTAINED = "abstained"
+    FORCED_TASK = "forced_task"
+    RISK = "risk"
+    TIER = "tier"
+    TOO_LONG = "too_long"
+    PINNED = "pinned"
+    CACHE_HIT = "cache_hit"
+    # why a fallback
+    SCHEMA_INVALID = "schema_invalid"
+    EMPTY = "empty"
+    REFUSAL = "refusal"
+    TRUNCATED = "truncated"
+    CHECK_FAILED = "check_failed"
+    TIMEOUT = "timeout"
+    RATE_LIMITED = "rate_limited"
+    PROVIDER_ERROR = "provider_error"
+    CONTEXT_TOO_LONG = "context_too_long"
+    # why no answer
+    NOT_ALLOWED = "not_allowed"
+    NO_RUNG_LEFT = "no_rung_left"
+    CANCELLED = "cancelled"
+    BAD_REQUEST = "bad_request"
+    INTERNAL = "internal"
+
+
+class Source(StrEnum):
+    """Where a usage, and so a cost, comes from."""
+
+    REPORTED = "reported"
+    ESTIMATED = "estimated"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks. Comes from the API key or from ``identify``, never from a header a caller can set."""
+
+    tenant: str = "default"
+    team: str | None = None
+    user: str | None = None
+    tier: str | None = None
+
+
+class Freshness(NamedTuple):
+    """What a caller lets the cache do (``x-tracerouter-cache``)."""
+
+    no_store: bool = False
+    """Neither look up nor keep."""
+    max_age: float | None = None
+    """Seconds; an older entry does not count. None: any entry that has not expired."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a caller asks: the OpenAI chat request as it came, and who asks it how.
+
+    Make one with :meth:`chat` or :meth:`parse`, which check the body.
+    """
+
+    body: Mapping[str, Any]
+    caller: Caller = Caller()
+    hint: str | None = None
+    """The task's label, where the caller knows it: classification is skipped."""
+    urgency: str = "interactive"
+    freshness: Freshness = Freshness()
+    timeout: float | None = None
+    """Seconds from the start of ``route`` to the deadline. None: the router's."""
+    request_id: str | None = None
+    """None: the router draws one."""
+    handler: Callable[[Call], Awaitable[Completion]] | None = None
+    """The wrapped service's own handler, which an alias of provider ``handler`` calls."""
+
+    @classmethod
+    def chat(cls, text: str, *, model: str = "auto", **facts: Any) -> Self:
+        """Ask one question: a Task with a single user message. `facts` are the other fields."""
+        return cls.parse({"model": model, "messages": [{"role": "user", "content": text}]}, **facts)
+
+    @classmethod
+    def parse(cls, body: object, *, max_bytes: int = MAX_BODY_BYTES, **facts: Any) -> Self:
+        """Check the shape of an OpenAI chat request and make a Task of it.
+
+        Args:
+            body: The decoded JSON. Fields that are not known here pass through to the model.
+            max_bytes: The largest body, encoded.
+            facts: The other fields of Task.
+
+        Raises:
+            BadRequest: Names the field that is wrong.
+            TooLarge: The body is larger than `max_bytes`.
+        """
+        checked = _checked_body(body)
+        try:
+            size = len(orjson.dumps(checked))
+        except TypeError as error:  # orjson names no path, so neither can we
+            msg = f"the request can't be written as JSON: {error}"
+            raise BadRequest(msg) from None
+        if size > max_bytes:
+            msg = f"the request has {size} bytes; at most {max_bytes} are taken"
+            raise TooLarge(msg, "messages")
+        return cls(checked, **facts)
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The messages, oldest first."""
+        messages: list[dict[str, Any]] = self.body["messages"]
+        return messages
+
+    @property
+    def text(self) -> str:
+        """The text of the last user message (or of the last message, where no user speaks)."""
+        for message in reversed(self.messages):
+            if message["role"] == "user":
+                return content_text(message.get("content"))
+        return content_text(self.messages[-1].get("content"))
+
+    @property
+    def model(self) -> str:
+        """The model asked for; ``auto`` lets the router choose."""
+        return str(self.body.get("model") or "auto")
+
+    @property
+    def schema(self) -> Mapping[str, Any] | None:
+        """The JSON Schema that the caller's own ``response_format`` asks for, if it does."""
+        wanted = self.body.get("response_format") or {}
+        if wanted.get("type") != "json_schema":
+            return None
+        schema: Mapping[str, Any] | None = wanted["json_schema"].get("schema")
+        return schema
+
+    @property
+    def wants_json(self) -> bool:
+        """Whether the caller's ``response_format`` is ``json_object`` (any object will do)."""
+        return (self.body.get("response_format") or {}).get("type") == "json_object"
+
+    @property
+    def max_output_tokens(self) -> int | None:
+        """The caller's own bound on the answer, by either of its two names."""
+        limit: int | None = self.body.get("max_completion_tokens") or self.body.get("max_tokens")
+        return limit
+
+
+class Usage(NamedTuple):
+    """Tokens of one or more model calls; input includes cached, output includes reasoning tokens."""
+
+    input: int = 0
+    output: int = 0
+    cached: int = 0
+    reasoning: int = 0
+
+    def plus(self, other: Usage) -> Usage:
+        """Return the sum, field by field."""
+        return Usage(
+            self.input + other.input,
+            self.output + other.output,
+            self.cached + other.cached,
+            self.reasoning + other.reasoning,
+        )
+
+
+class Cost(NamedTuple):
+    """Nano-dollars and how well they are known; `nanos` is None only where `source` is unknown."""
+
+    nanos: int | None = 0
+    source: Source = Source.REPORTED
+
+
+@dataclass(slots=True)
+class Use:
+    """One request that a provider sent upstream: a retry makes another."""
+
+    refused: bool = False
+    """The upstream said itself that it did not serve it (4xx, 5xx): costs nothing."""
+    usage: Usage | None = None
+    """As reported; None: not reported (yet)."""
+    received: list[str] = field(default_factory=list)
+    """Text, reasoning and tool arguments that arrived, for counting what a lost answer cost."""
+
+
+class Meter:
+    """What one model call has used so far, retries included.
+
+    The provider writes it while it works, so that the truth is there however the call ends.
+    """
+
+    __slots__ = ("first_chunk_ns", "retries", "uses")
+
+    def __init__(self) -> None:
+        self.uses: list[Use] = []
+        self.retries: list[str] = []
+        self.first_chunk_ns: int | None = None
+
+    def sent(self) -> None:
+        """Note that a request is on its way, and may be billed."""
+        self.uses.append(Use())
+
+    def refused(self) -> None:
+        """Note that the request was answered with an error, and so is not billed."""
+        if self.uses:
+            self.uses[-1].refused = True
+
+    def received(self, text: str) -> None:
+        """Note output that arrived."""
+        self.uses[-1].received.append(text)
+
+    def reported(self, usage: Usage) -> None:
+        """Note the usage that the provider reports; a later report replaces an earlier one."""
+        self.uses[-1].usage = usage
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A model's answer: the OpenAI chat completion as it came, with typed accessors."""
+
+    body: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, text: str, *, model: str, finish_reason: str = "stop") -> Self:
+        """Make a completion of plain text, for a model that does not speak OpenAI."""
+        message = {"role": "assistant", "content": text}
+        choice = {"index": 0, "message": message, "finish_reason": finish_reason}
+        return cls({"object": "chat.completion", "model": model, "choices": [choice]})
+
+    @property
+    def message(self) -> Mapping[str, Any]:
+        """The first choice's message."""
+        message: Mapping[str, Any] = self.body["choices"][0]["message"]
+        return message
+
+    @property
+    def text(self) -> str:
+        """The first choice's text; empty where there are only tool calls."""
+        return content_text(self.message.get("content"))
+
+    @property
+    def tool_calls(self) -> list[dict[str, Any]]:
+        """The first choice's tool calls."""
+        return self.message.get("tool_calls") or []
+
+    @property
+    def refusal(self) -> str | None:
+        """The model's own refusal, where the provider marks it as one."""
+        return self.message.get("refusal")
+
+    @property
+    def finish_reasons(self) -> list[str]:
+        """Each choice's finish reason."""
+        return [str(choice.get("finish_reason") or "unknown") for choice in self.body["choices"]]
+
+    @property
+    def model(self) -> str | None:
+        """The model that answered, as the provider names it."""
+        return self.body.get("model")
+
+    @property
+    def id(self) -> str | None:
+        """The provider's own id of the answer."""
+        return self.body.get("id")
+
+    def with_text(self, text: str) -> Completion:
+        """Return a copy whose first choice says `text`."""
+        first, *rest = self.body["choices"]
+        changed = {**first, "message": {**first["message"], "content": text}}
+        return Completion({**self.body, "choices": [changed, *rest]})
+
+    def with_usage(self, usage: Usage) -> Completion:
+        """Return a copy with `usage` in the shape that OpenAI gives it."""
+        counted = {
+            "prompt_tokens": usage.input,
+            "completion_tokens": usage.output,
+            "total_tokens": usage.input + usage.output,
+        }
+        return Completion({**self.body, "usage": counted})
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One model call, ready to be sent."""
+
+    body: Mapping[str, Any]
+    """An OpenAI chat request, its ``model`` as the provider names it, without ``stream``."""
+    deadline: float
+    """On the event loop's clock (``loop.time()``)."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """W3C trace context, to be sent along."""
+    handler: Callable[[Call], Awaitable[Completion]] | None = None
+    escalation: Escalation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One thing that a validator found wrong."""
+
+    code: Reason
+    message: str
+    """For the record and for the model that repairs; a caller's own data may stand in it."""
+    path: str = "$"
+    """JSONPath of the place in the answer; ``$`` is the whole of it."""
+    detail: str | None = None
+    """A custom validator's own code, or the JSON Schema keyword that failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What one validator says of a Completion."""
+
+    validator: str
+    status: str
+    """``passed``, ``repaired``, ``skipped`` or ``failed``."""
+    failures: tuple[Failure, ...] = ()
+    repaired: Completion | None = None
+    """The answer to go on with, where the validator could repair it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the validators say of a Completion together."""
+
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def accepted(self) -> bool:
+        """Whether no validator failed."""
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """Every failure, in the validators' order."""
+        return tuple(failure for check in self.checks for failure in check.failures)
+
+    @property
+    def status(self) -> str:
+        """The telling one of the checks' states: failed, repaired, passed, skipped."""
+        found = {check.status for check in self.checks}
+        return next((s for s in ("failed", "repaired", "passed") if s in found), "skipped")
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """What a request is, as far as can be told."""
+
+    label: str = "other"
+    confidence: float = 0.0
+    """A calibrated probability that the label is right; 0 where the classifier abstains."""
+    risks: frozenset[str] = frozenset()
+    classifier: str = "none"
+    version: str = ""
+
+    @property
+    def abstained(self) -> bool:
+        """Whether nothing could be told."""
+        return self.label == "other" and self.confidence == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One step of a ladder: a model's alias, and its role in this request."""
+
+    alias: str
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a policy says of one task, on top of where to send it."""
+
+    prompt: str | None = None
+    """Instructions put before the caller's messages."""
+    schema: Mapping[str, Any] | None = None
+    validate: tuple[str, ...] = ()
+    max_output_tokens: int | None = None
+    cache_ttl: float | None = None
+    """Seconds; None: never keep."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The ladder to climb, from where, and why."""
+
+    rungs: tuple[Rung, ...]
+    """The rungs to try, in order; empty where the caller is refused."""
+    reason: Reason
+    label: str
+    threshold: float
+    rules: Rules
+    policy: str
+    """``name@version``."""
+    arm: str = "stable"
+
+
+@dataclass(frozen=True, slots=True)
+class Escalation:
+    """Why a later rung is tried, and all that it may build on: it repairs instead of restarting."""
+
+    source: str
+    """The alias that was tried before."""
+    reason: Reason
+    classification: Classification
+    rejected: Completion | None = None
+    failures: tuple[Failure, ...] = ()
+    stale: Completion | None = None
+    """What the cache held, if it had expired."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One rung tried. A rejected, failed or cancelled one still costs."""
+
+    rung: Rung
+    usage: Usage
+    cost: Cost
+    latency: float
+    completion: Completion | None = None
+    verdict: Verdict | None = None
+    error: ProviderError | None = None
+    cancelled: bool = False
+
+    @property
+    def accepted(self) -> bool:
+        """Whether its completion is the answer."""
+        return self.verdict is not None and self.verdict.accepted
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why it is not the answer: the error's code, or the first failure's."""
+        if self.cancelled:
+            return Reason.CANCELLED
+        if self.error is not None:
+            return Reason(self.error.reason)
+        if self.verdict is not None and self.verdict.failures:
+            return self.verdict.failures[0].code
+        return None
+
+
+class Hit(NamedTuple):
+    """What the cache held for a request."""
+
+    completion: Completion | None = None
+    status: str = "miss"
+    """``hit``, ``miss``, ``stale`` (expired, or older than the caller takes) or ``bypass``."""
+    layer: str = "memory"
+    key: str | None = None
+    age: float | None = None
+    """Seconds since it was kept."""
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it answers the request."""
+        return self.status == "hit"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the ledger: what one attempt cost, and whom."""
+
+    request_id: str
+    attempt: int
+    """From 1, in the order of the attempts."""
+    time: float
+    """Unix seconds of the request's start: midnight charges to the period of the reservation."""
+    caller: Caller
+    role: Role
+    model: str
+    usage: Usage
+    cost: Cost
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a request ended: the answer if there is one, and every attempt."""
+
+    status: Status
+    reason: Reason
+    request_id: str
+    facts: Mapping[str, Any]
+    """The ``tracerouter`` object of the answer: a projection of the Record."""
+    headers: Mapping[str, str]
+    """The response headers: another one."""
+    completion: Completion | None = None
+    attempts: tuple[Attempt, ...] = ()
+
+    @property
+    def cost_nanos(self) -> int:
+        """What the request cost, known attempts only (nano-dollars)."""
+        return sum(attempt.cost.nanos or 0 for attempt in self.attempts)
+
+
+def content_text(content: object) -> str:
+    """Return the text of a message's ``content``: a string, a list of parts, or None."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return "\n".join(part["text"] for part in content if isinstance(part.get("text"), str))
+    return ""
+
+
+def _checked_body(body: object) -> dict[str, Any]:
+    if not isinstance(body, dict):
+        msg = f"the request must be a JSON object, not {_kind(body)}"
+        raise BadRequest(msg)
+    _check_messages(body.get("messages"))
+    for name, kind, low, high in _NUMBERS:
+        value = body.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+            what = "a whole number" if kind is int else "a number"
+            limit = f"at least {low}" if high == _ANY else f"from {low} to {high}"
+            msg = f"`{name}` must be {what} {limit}, not {_shown(value)}"
+            raise BadRequest(msg, name)
+    for name, shape in (("model", str), ("stream", bool), ("tools", list), ("response_format", dict)):
+        value = body.get(name)
+        if value is not None and not isinstance(value, shape):
+            msg = f"`{name}` must be {_SHAPES[shape]}, not {_kind(value)}"
+            raise BadRequest(msg, name)
+    _check_response_format(body.get("response_format"))
+    return body
+
+
+def _check_messages(messages: object) -> None:
+    if not isinstance(messages, list) or not messages:
+        found = "an empty list" if messages == [] else _kind(messages)
+        msg = f"`messages` must be a list of at least one message, not {found}"
+        raise BadRequest(msg, "messages")
+    for index, message in enumerate(messages):
+        where = f"messages[{index}]"
+        if not isinstance(message, dict):
+            msg = f"`{where}` must be an object with `role` and `content`, not {_kind(message)}"
+            raise BadRequest(msg, where)
+        role = message.get("role")
+        if role not in _ROLES:
+            known = ", ".join(sorted(_ROLES))
+            msg = f"`{where}.role` must be one of {known}, not {_shown(role)}"
+            raise BadRequest(msg, f"{where}.role")
+        content = message.get("content")
+        if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+            continue
+        if isinstance(content, str) or (content is None and role == "assistant"):
+            continue
+        msg = f"`{where}.content` must be a string or a list of parts, not {_kind(content)}"
+        raise BadRequest(msg, f"{where}.content")
+
+
+def _check_response_format(wanted: dict[str, Any] | None) -> None:
+    if wanted is None:
+        return
+    kinds = ("text", "json_object", "json_schema")
+    if wanted.get("type") not in kinds:
+        msg = f"`response_format.type` must be one of {', '.join(kinds)}, not {_shown(wanted.get('type'))}"
+        raise BadRequest(msg, "response_format.type")
+    if wanted["type"] == "json_schema":
+        named = wanted.get("json_schema")
+        if not isinstance(named, dict) or not isinstance(named.get("schema", {}), dict):
+            msg = "`response_format.json_schema` must be an object with `name` and `schema`"
+            raise BadRequest(msg, "response_format.json_schema")
+
+
+_ANY = float("inf")
+_NUMBERS: tuple[tuple[str, Any, float, float], ...] = (
+    ("max_tokens", int, 1, _ANY),
+    ("max_completion_tokens", int, 1, _ANY),
+    ("n", int, 1, 128),
+    ("temperature", (int, float), 0, 2),
+    ("top_p", (int, float), 0, 1),
+)
+_SHAPES: dict[type, str] = {str: "a string", bool: "true or false", list: "a list", dict: "an object"}
+
+
+def _kind(value: object) -> str:
+    names = {type(None): "null", int: "a number", float: "a number", **_SHAPES}
+    return names.get(type(value), type(value).__name__)
+
+
+def _shown(value: object) -> str:
+    """Return a short form of a value for an error message; long ones may hold a prompt."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
