@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from tracerouter.errors import ProviderError
 
+NANOS = 1_000_000_000
+"""Nano-dollars in a dollar."""
+
 MAX_BODY_BYTES = 1_048_576
 """The largest request body that is taken where nothing else is configured (bytes)."""
 
@@ -526,6 +529,8 @@ class Outcome:
     """The ``tracerouter`` object of the answer: a projection of the Record."""
     headers: Mapping[str, str]
     """The response headers: another one."""
+    keep: str | None = None
+    """Why the request's trace is kept; None: it is dropped."""
     completion: Completion | None = None
     attempts: tuple[Attempt, ...] = ()
 
@@ -533,6 +538,11 @@ class Outcome:
     def cost_nanos(self) -> int:
         """What the request cost, known attempts only (nano-dollars)."""
         return sum(attempt.cost.nanos or 0 for attempt in self.attempts)
+
+
+def usd(nanos: int) -> str:
+    """Write nano-dollars as dollars, fixed-point: ``1250`` is ``0.000001250``."""
+    return f"{nanos // NANOS}.{nanos % NANOS:09d}"
 
 
 def content_text(content: object) -> str:

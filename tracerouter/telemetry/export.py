@@ -1,0 +1,201 @@
+"""Where telemetry goes: OTLP over HTTP, the console, processors of the host's own, or nowhere."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import uuid
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Protocol
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+from tracerouter.telemetry import projections
+from tracerouter.telemetry.keep import Keep
+from tracerouter.telemetry.metrics import Instruments, meter_provider
+from tracerouter.telemetry.record import Draft, Told
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from opentelemetry.sdk._logs import LoggerProvider
+    from opentelemetry.sdk._logs.export import LogRecordExporter
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import MetricExporter
+    from opentelemetry.sdk.trace import SpanProcessor
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+    from tracerouter.telemetry.record import Record
+    from tracerouter.telemetry.timeline import Timeline
+    from tracerouter.types import Task, Usage
+
+CAPTURE_VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+
+log = logging.getLogger(__name__)
+
+
+class DecisionLog(Protocol):
+    """Takes one row a request, without delaying it; False where it had to be dropped."""
+
+    def append(self, row: Mapping[str, Any], timeline: Sequence[Mapping[str, Any]] | None) -> bool:
+        """Queue one row, with the stages of its trace where that is kept."""
+        ...
+
+
+@dataclass(kw_only=True)
+class Telemetry:
+    """Turns finished Records into spans, metrics, a log record and a row of the decision log.
+
+    Nothing here raises into a request: an exporter that fails costs telemetry, not an answer.
+    """
+
+    keep: Keep = field(default_factory=Keep)
+    span_processors: Sequence[SpanProcessor] = ()
+    """Take the kept traces' spans. A service with a TracerProvider names its own processor here."""
+    log_provider: LoggerProvider | None = None
+    meter_provider: MeterProvider | None = None
+    instruments: Instruments = field(default_factory=Instruments)
+    decisions: DecisionLog | None = None
+    tasks: Collection[str] = ()
+    """The labels that metrics may carry; all others count as ``other``."""
+    capture_content: bool = field(default_factory=lambda: os.environ.get(CAPTURE_VARIABLE, "").lower() == "true")
+    """Tell prompts and answers."""
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+    """Keys the hashes of prompts, and of users where those are hashed."""
+    hash_users: bool = False
+    resource: Resource = field(default_factory=lambda: this_process())
+
+    def __post_init__(self) -> None:
+        self.scope = scope()
+        provider = self.log_provider
+        self._logger = provider.get_logger(self.scope.name, self.scope.version) if provider else None
+
+    def draft(
+        self,
+        task: Task,
+        *,
+        policy: str,
+        prompt_hash: str,
+        providers: dict[str, str],
+        baseline: Callable[[Usage], int] | None,
+    ) -> Draft:
+        """Begin the account of one request; `baseline` prices tokens on the top rung (nano-dollars)."""
+        user = task.caller.user
+        if user is not None and self.hash_users:
+            user = blake2b(user.encode(), key=self.secret, digest_size=8).hexdigest()
+        return Draft(
+            task,
+            self._finish,
+            user=user,
+            policy=policy,
+            prompt_hash=prompt_hash,
+            providers=providers,
+            baseline=baseline,
+            capture=self.capture_content,
+        )
+
+    def server_ended(self, timeline: Timeline, keep: bool) -> None:
+        """Tell the span of an HTTP request, if its trace is kept."""
+        if keep:
+            for processor in self.span_processors:
+                processor.on_end(projections.server_span(timeline, self.resource, self.scope))
+
+    def close(self) -> None:
+        """Flush and stop every exporter; blocks for as long as they take."""
+        for processor in self.span_processors:
+            processor.shutdown()
+        if self.log_provider is not None:
+            self.log_provider.shutdown()
+        if self.meter_provider is not None:
+            self.meter_provider.shutdown()
+
+    def _finish(self, record: Record) -> Told:
+        keep = None
+        try:
+            keep = self.keep.why(record)
+            self._tell(record, keep)
+        except Exception:
+            log.exception("the telemetry of a request was lost")
+        return Told(projections.facts(record), projections.headers(record), keep)
+
+    def _tell(self, record: Record, keep: str | None) -> None:
+        projections.measure(record, keep, self.instruments, self.tasks)
+        if keep is not None and self.span_processors:
+            for made in projections.spans(record, keep, self.resource, self.scope):
+                for processor in self.span_processors:
+                    processor.on_end(made)
+        if self._logger is not None:
+            self._logger.emit(projections.log_record(record))
+        if self.decisions is not None:
+            self.decisions.append(projections.row(record), projections.timeline_rows(record) if keep else None)
+
+
+def over_otlp(endpoint: str, *, metric_interval: float = 60.0, **facts: Any) -> Telemetry:
+    """Send traces, metrics and logs to an OTLP/HTTP `endpoint` such as ``http://127.0.0.1:4318``.
+
+    Args:
+        endpoint: Without the ``/v1/…`` paths.
+        metric_interval: Seconds between two exports of metrics.
+        facts: The other fields of :class:`Telemetry`.
+    """
+    from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    base = endpoint.rstrip("/")
+    return _batched(
+        OTLPSpanExporter(f"{base}/v1/traces"),
+        OTLPLogExporter(f"{base}/v1/logs"),
+        OTLPMetricExporter(f"{base}/v1/metrics"),
+        metric_interval,
+        facts,
+    )
+
+
+def to_console(*, metric_interval: float = 60.0, **facts: Any) -> Telemetry:
+    """Write traces, metrics and logs to standard output. `facts` are the other fields of :class:`Telemetry`."""
+    from opentelemetry.sdk._logs.export import ConsoleLogRecordExporter
+    from opentelemetry.sdk.metrics.export import ConsoleMetricExporter
+    from opentelemetry.sdk.trace.export import ConsoleSpanExporter
+
+    exporters = ConsoleSpanExporter(), ConsoleLogRecordExporter(), ConsoleMetricExporter()
+    return _batched(*exporters, metric_interval, facts)
+
+
+def _batched(
+    to_spans: SpanExporter,
+    to_logs: LogRecordExporter,
+    to_metrics: MetricExporter,
+    metric_interval: float,
+    facts: dict[str, Any],
+) -> Telemetry:
+    from opentelemetry.sdk._logs import LoggerProvider
+    from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    process = facts.setdefault("resource", this_process())
+    instruments = facts.setdefault("instruments", Instruments())
+    logs = LoggerProvider(process, shutdown_on_exit=False)
+    logs.add_log_record_processor(BatchLogRecordProcessor(to_logs))
+    return Telemetry(
+        span_processors=[BatchSpanProcessor(to_spans)],
+        log_provider=logs,
+        meter_provider=meter_provider(to_metrics, instruments, process, scope(), metric_interval),
+        **facts,
+    )
+
+
+def scope() -> InstrumentationScope:
+    """Name this library, as spans, metrics and log records name it."""
+    return InstrumentationScope("tracerouter", version("tracerouter"))
+
+
+def this_process() -> Resource:
+    """Describe this process; ``OTEL_SERVICE_NAME`` and ``OTEL_RESOURCE_ATTRIBUTES`` win over our name."""
+    named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+    told = {"service.instance.id": str(uuid.uuid4())} | ({} if named else {"service.name": "tracerouter"})
+    return Resource.create(told)

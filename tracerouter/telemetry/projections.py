@@ -1,0 +1,328 @@
+"""Everything that is told of a request, projected from its Record: read this module as a table.
+
+========================  =====================================================================================
+:data:`FIELDS`            the facts: name in the row and the log record, and where else each is told
+:data:`SPAN_ATTRIBUTES`   the attributes of each kind of span, with their types
+:func:`spans`             Record -> OpenTelemetry spans
+:func:`measure`           Record -> metrics
+:func:`log_record`        Record -> one OpenTelemetry log record
+:func:`row`               Record -> one row of the decision log
+:func:`headers`           Record -> response headers
+:func:`facts`             Record -> the ``tracerouter`` object in an answer's body
+========================  =====================================================================================
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from opentelemetry._logs import LogRecord, SeverityNumber
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    set_span_in_context,
+)
+
+from tracerouter.telemetry import names
+from tracerouter.telemetry.metrics import TraceRef
+from tracerouter.types import NANOS, Usage, usd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+    from tracerouter.telemetry.metrics import Instruments
+    from tracerouter.telemetry.record import Record, Tried
+    from tracerouter.telemetry.timeline import Note, Timeline
+
+
+class Field(NamedTuple):
+    """One fact of a request, and every place where it is told."""
+
+    name: str
+    """In the decision log's row, and in the log record after ``tracerouter.``, where `span` gives no other name."""
+    type: type
+    read: Callable[[Record], Any]
+    span: str | None = None
+    """The attribute of the ``route`` span."""
+    header: str | None = None
+    """The response header, after ``x-tracerouter-`` where it is not a standard one."""
+    fact: str | None = None
+    """The key in the answer's ``tracerouter`` object."""
+
+
+FIELDS: Final = (
+    Field("trace_id", str, lambda r: r.trace_id, fact="trace_id"),
+    Field("span_id", str, lambda r: r.span_id),
+    Field("request_id", str, lambda r: r.request_id, names.REQUEST_ID, "x-request-id", "request_id"),
+    Field("tenant", str, lambda r: r.tenant, names.TENANT),
+    Field("team", str, lambda r: r.team),
+    Field("user", str, lambda r: r.user),
+    Field("task", str, lambda r: r.task, names.LABEL, fact="task"),
+    Field("confidence", float, lambda r: r.confidence, names.CONFIDENCE, fact="confidence"),
+    Field("threshold", float, lambda r: r.threshold, names.THRESHOLD),
+    Field("risks", tuple, lambda r: r.risks or None, names.RISKS),
+    Field("classifier", str, lambda r: r.classifier, names.CLASSIFIER),
+    Field("route", str, lambda r: r.route, names.ROUTE, "route", "route"),
+    Field("outcome", str, lambda r: r.outcome, names.OUTCOME, fact="outcome"),
+    Field("reason", str, lambda r: r.reason, names.REASON, "reason", "reason"),
+    Field("policy", str, lambda r: r.policy, names.POLICY, "policy", "policy"),
+    Field("arm", str, lambda r: r.arm, names.ARM),
+    Field("requested_model", str, lambda r: r.requested_model),
+    Field("served_model", str, lambda r: r.served_model, header="model", fact="model"),
+    Field("provider", str, lambda r: r.provider),
+    Field("prompt_hash", str, lambda r: r.prompt_hash, names.PROMPT_HASH),
+    Field("prompt_tokens", int, lambda r: r.prompt_tokens, names.TOKENS_INPUT),
+    Field("completion_tokens", int, lambda r: r.completion_tokens, names.TOKENS_OUTPUT),
+    Field("cached_tokens", int, lambda r: r.cached_tokens),
+    Field("cost", float, lambda r: r.cost_nanos / NANOS, names.COST, "cost", "cost"),
+    Field("cost_source", str, lambda r: r.cost_source, names.COST_SOURCE, fact="cost_source"),
+    Field("baseline_cost", float, lambda r: _usd(r.baseline_nanos), names.COST_BASELINE, fact="baseline_cost"),
+    Field("latency_ms", float, lambda r: r.latency_ms),
+    Field("overhead_ms", float, lambda r: r.overhead_ms),
+    Field("first_token_ms", float, lambda r: r.first_token_ms),
+    Field("cache_key_hash", str, lambda r: r.cache_key_hash),
+    Field("cache_status", str, lambda r: r.cache_status, names.CACHE_STATUS, "cache", "cache"),
+    Field("validation_status", str, lambda r: r.validation_status, names.VALIDATION_STATUS),
+    Field("validation_failures", tuple, lambda r: r.validation_failures or None, names.VALIDATION_FAILURES),
+    Field("fallback_from", str, lambda r: r.fallback_from, names.FALLBACK_FROM),
+    Field("fallback_to", str, lambda r: r.fallback_to, names.FALLBACK_TO),
+    Field("fallback_reason", str, lambda r: r.fallback_reason, names.FALLBACK_REASON),
+    Field("attempt_count", int, lambda r: len(r.attempts), names.ATTEMPTS, "attempts", "attempts"),
+    Field("attempts", tuple, lambda r: tuple(tried.told() for tried in r.attempts) or None),
+    Field("error_type", str, lambda r: r.error_type, names.ERROR_TYPE),
+    Field("prompt", str, lambda r: r.prompt),
+    Field("answer", str, lambda r: r.answer),
+)
+
+_STAGE: Final = {names.TOKENS_INPUT: int, names.TOKENS_OUTPUT: int, names.COST: float, names.LATENCY: float, names.ERROR_TYPE: str}
+_RUNG: Final = {names.COST_SOURCE: str}
+
+SPAN_ATTRIBUTES: Final[dict[str, dict[str, type]]] = {
+    "server": {
+        names.HTTP_METHOD: str, names.HTTP_ROUTE: str, names.HTTP_STATUS: int, names.URL_PATH: str,
+        names.URL_SCHEME: str, names.SERVER_ADDRESS: str, names.SERVER_PORT: int, names.ERROR_TYPE: str,
+        names.REQUEST_ID: str,
+    },
+    "route": _STAGE | {names.KEEP: str} | {f.span: f.type for f in FIELDS if f.span},
+    "cache": _STAGE | {
+        names.CACHE_LAYER: str, names.CACHE_STATUS: str, names.CACHE_KEY_HASH: str, names.CACHE_AGE: float,
+    },
+    "classify": _STAGE | {
+        names.LABEL: str, names.CONFIDENCE: float, names.RISKS: tuple, names.CLASSIFIER: str,
+        names.CLASSIFIER_VERSION: str, names.CLASSIFIER_CACHED: bool,
+    },
+    "cheap": _STAGE | _RUNG,
+    "expensive": _STAGE | _RUNG,
+    "fallback": _STAGE | _RUNG | {
+        names.FALLBACK_FROM: str, names.FALLBACK_TO: str, names.FALLBACK_REASON: str,
+    },
+    "validate": _STAGE | {names.VALIDATION_STATUS: str, names.VALIDATION_FAILURES: tuple},
+    "chat": {
+        names.GEN_AI_OPERATION: str, names.GEN_AI_PROVIDER: str, names.GEN_AI_REQUEST_MODEL: str,
+        names.GEN_AI_RESPONSE_ID: str, names.GEN_AI_RESPONSE_MODEL: str, names.GEN_AI_FINISH_REASONS: tuple,
+        names.GEN_AI_FIRST_CHUNK: float, names.GEN_AI_INPUT_TOKENS: int, names.GEN_AI_OUTPUT_TOKENS: int,
+        names.GEN_AI_CACHED_TOKENS: int, names.GEN_AI_REASONING_TOKENS: int, names.ERROR_TYPE: str,
+        names.SERVER_ADDRESS: str, names.SERVER_PORT: int, names.COST: float, names.COST_SOURCE: str,
+        names.GEN_AI_INPUT_MESSAGES: str, names.GEN_AI_OUTPUT_MESSAGES: str,
+    },
+}  # fmt: skip
+"""By the first word of the span's name; ``server`` for the span of the HTTP request itself."""
+
+_OK: Final = Status()
+_SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
+_ROUTE_SPAN: Final = tuple((f.span, f.read) for f in FIELDS if f.span)
+_LOG: Final = tuple((f.span or f"tracerouter.{f.name}", f.read) for f in FIELDS)
+_FACTS: Final = tuple((f.fact, f.read) for f in FIELDS if f.fact)
+_HEADERS: Final = tuple(
+    (f.header if f.header == "x-request-id" else f"x-tracerouter-{f.header}", f.read) for f in FIELDS if f.header
+)
+
+
+def spans(record: Record, keep: str, resource: Resource, scope: InstrumentationScope) -> list[ReadableSpan]:
+    """Make the trace's spans, each after its children. `keep` is why they are kept."""
+    timeline = record.timeline
+    identities = {note.span_id: _identity(timeline, note) for note in timeline.notes}
+    made = []
+    for note in reversed(timeline.notes):
+        parent = identities.get(note.parent_id, timeline.parent) if note.parent_id else None
+        attributes = _attributes(note)
+        if note is timeline.root:
+            attributes[names.KEEP] = keep
+            attributes.update((name, value) for name, read in _ROUTE_SPAN if (value := read(record)) is not None)
+        made.append(_span(note, identities[note.span_id], parent, attributes, resource, scope))
+    return made
+
+
+def server_span(timeline: Timeline, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
+    """Make the span of the HTTP request itself, the only note of its timeline."""
+    note = timeline.root
+    return _span(note, _identity(timeline, note), timeline.parent, _attributes(note), resource, scope)
+
+
+def measure(
+    record: Record, keep: str | None, instruments: Instruments, tasks: Collection[str]
+) -> None:
+    """Count the request in every metric. Labels that are not in `tasks` count as ``other``."""
+    m, arm, route, outcome = instruments, record.arm, record.route, record.outcome
+    task = record.task if record.task is None or record.task in tasks else "other"
+    root = record.timeline.root
+    seen_in = TraceRef(record.timeline.trace_id, root.span_id) if keep else None
+
+    m.requests.add(1, route, outcome, task, arm)
+    m.duration.record(record.latency_ms / 1e3, route, outcome, arm, seen_in=seen_in)
+    m.overhead.record(record.overhead_ms / 1e3, route, seen_in=seen_in)
+    if record.cache_layer is not None:
+        m.cache.add(1, record.cache_layer, record.cache_status)
+    if record.classifier is not None:
+        abstained = not record.confidence
+        m.classifications.add(1, task, record.classifier, abstained)
+        if not abstained:
+            m.confidence.record(record.confidence or 0.0, task, seen_in=seen_in)
+    for note in record.timeline.notes[1:]:
+        if note.kind is not SpanKind.CLIENT:
+            m.stage_duration.record(note.latency, note.name, note.error_type, seen_in=seen_in)
+            continue
+        told = note.attributes
+        m.operation.record(
+            note.latency,
+            told[names.GEN_AI_OPERATION], told[names.GEN_AI_PROVIDER], told[names.GEN_AI_REQUEST_MODEL], note.error_type,
+            seen_in=TraceRef(record.timeline.trace_id, note.span_id) if keep else None,
+        )  # fmt: skip
+    for validator, status in record.checks:
+        m.validations.add(1, validator, status, arm)
+    before: Tried | None = None
+    for tried in record.attempts:
+        m.attempts.add(1, tried.model, tried.role, tried.failure)
+        m.tokens.add(tried.input_tokens, tried.model, "input")
+        m.tokens.add(tried.output_tokens, tried.model, "output")
+        if tried.cost_nanos is not None:
+            m.cost.add(tried.cost_nanos, tried.model, tried.role, task, tried.cost_source, arm)
+        if before is not None:
+            m.fallbacks.add(1, before.model, tried.model, before.failure, task, arm)
+        before = tried
+    if record.baseline_nanos:
+        served = (before.model, before.role, task, before.cost_source) if before else (None, "cached", task, "reported")
+        m.baseline.add(record.baseline_nanos, *served, arm)
+
+
+def log_record(record: Record) -> LogRecord:
+    """Make the request's one log record (``event.name`` = ``tracerouter.decision``)."""
+    failed = record.error_type is not None
+    timeline = record.timeline
+    return LogRecord(
+        timestamp=timeline.root.end_ns,
+        observed_timestamp=timeline.root.end_ns,
+        context=set_span_in_context(NonRecordingSpan(timeline.root.span_context)),
+        severity_number=SeverityNumber.WARN if failed else SeverityNumber.INFO,
+        severity_text=severity(record),
+        body=f"{record.route} {record.reason}",
+        attributes={name: value for name, read in _LOG if (value := read(record)) is not None},
+        event_name=names.DECISION_EVENT,
+    )
+
+
+def severity(record: Record) -> str:
+    """Return ``WARN`` for a request that failed, was refused or cancelled, else ``INFO``."""
+    return "INFO" if record.error_type is None else "WARN"
+
+
+def row(record: Record) -> dict[str, Any]:
+    """Make the request's row of the decision log. What is unknown is left out."""
+    told = {f.name: value for f in FIELDS if (value := f.read(record)) is not None}
+    return {"time": record.time, "severity": severity(record), **told}
+
+
+def timeline_rows(record: Record) -> list[dict[str, Any]]:
+    """Make the kept trace's stages as plain rows, for ``tracerouter trace``; times in ms from its start."""
+    root = record.timeline.root
+    return [
+        {
+            "name": note.name,
+            "span_id": f"{note.span_id:016x}",
+            "parent_id": f"{note.parent_id:016x}" if note.parent_id else None,
+            "start_ms": (note.start_ns - root.start_ns) / 1e6,
+            "duration_ms": note.latency * 1e3,
+            "attributes": _attributes(note),
+            "events": [
+                {"name": name, "at_ms": (at_ns - root.start_ns) / 1e6, **details} for name, at_ns, details in note.events
+            ],
+        }
+        for note in record.timeline.notes
+    ]
+
+
+def headers(record: Record) -> dict[str, str]:
+    """Make the response headers. Money is fixed-point, in USD."""
+    told = {name: str(value) for name, read in _HEADERS if (value := read(record)) is not None}
+    told["traceparent"] = record.timeline.root.traceparent
+    told["x-tracerouter-cost"] = usd(record.cost_nanos)
+    return told
+
+
+def facts(record: Record) -> dict[str, Any]:
+    """Make the ``tracerouter`` object that an answer's body carries. Money is in USD."""
+    return {name: value for name, read in _FACTS if (value := read(record)) is not None}
+
+
+def _identity(timeline: Timeline, note: Note) -> SpanContext:
+    return SpanContext(
+        timeline.trace_id, note.span_id, is_remote=False, trace_flags=_SAMPLED, trace_state=timeline.state
+    )
+
+
+def _attributes(note: Note) -> dict[str, Any]:
+    """Return a note's attributes with those that every span of its kind carries."""
+    told = dict(note.attributes)
+    if note.error_type is not None:
+        told[names.ERROR_TYPE] = note.error_type
+    if note.kind is SpanKind.SERVER:
+        return told
+    if note.kind is SpanKind.CLIENT:
+        if note.usage is not None:
+            told[names.GEN_AI_INPUT_TOKENS] = note.usage.input
+            told[names.GEN_AI_OUTPUT_TOKENS] = note.usage.output
+            told[names.GEN_AI_CACHED_TOKENS] = note.usage.cached
+            told[names.GEN_AI_REASONING_TOKENS] = note.usage.reasoning
+    else:
+        usage = note.usage or Usage()
+        told[names.TOKENS_INPUT] = usage.input
+        told[names.TOKENS_OUTPUT] = usage.output
+        told[names.LATENCY] = note.latency
+    if note.cost_nanos is not None:
+        told[names.COST] = note.cost_nanos / NANOS
+    return told
+
+
+def _span(  # noqa: PLR0913 - what a span is made of
+    note: Note,
+    identity: SpanContext,
+    parent: SpanContext | None,
+    attributes: dict[str, Any],
+    resource: Resource,
+    scope: InstrumentationScope,
+) -> ReadableSpan:
+    return ReadableSpan(
+        name=note.name,
+        context=identity,
+        parent=parent,
+        resource=resource,
+        attributes=attributes,
+        events=[Event(name, details, at_ns) for name, at_ns, details in note.events],
+        kind=note.kind,
+        status=Status(StatusCode.ERROR, note.status_message) if note.error_type else _OK,
+        start_time=note.start_ns,
+        end_time=note.end_ns,
+        instrumentation_scope=scope,
+    )
+
+
+def _usd(nanos: int | None) -> float | None:
+    return None if nanos is None else nanos / NANOS

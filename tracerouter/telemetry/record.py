@@ -1,0 +1,326 @@
+"""The one account of a finished request; everything told to the outside is a projection of it.
+
+A :class:`Draft` gathers what the path of the request finds out; :class:`Record` is built of it once, at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from tracerouter.errors import BadRequest, CallerGone
+from tracerouter.telemetry import names
+from tracerouter.telemetry.timeline import Timeline
+from tracerouter.types import (
+    NANOS,
+    Attempt,
+    Classification,
+    Completion,
+    Decision,
+    Hit,
+    Outcome,
+    Reason,
+    Role,
+    Source,
+    Status,
+    Task,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from tracerouter.telemetry.timeline import Note
+
+CHAT = "chat"
+"""How the names of inference spans begin (GenAI conventions: ``{operation} {model}``)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """One attempt, as the record tells it."""
+
+    model: str
+    role: str
+    latency_ms: float
+    input_tokens: int
+    output_tokens: int
+    cost_nanos: int | None
+    cost_source: str
+    failure: str | None
+
+    def told(self) -> dict[str, Any]:
+        """Return it as a row of the record: what is unknown is left out."""
+        told = {"model": self.model, "role": self.role, "latency_ms": self.latency_ms}
+        if self.cost_nanos is not None:
+            told["cost"] = self.cost_nanos / NANOS
+        if self.failure is not None:
+            told["failure"] = self.failure
+        return told
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A finished request. None: not known, or there was no such thing; it is left out where it is told.
+
+    Costs are nano-dollars, ``*_ms`` milliseconds, ``time`` Unix seconds of the request's start.
+    """
+
+    time: float
+    trace_id: str
+    span_id: str
+    request_id: str
+    tenant: str
+    team: str | None
+    user: str | None
+    task: str | None
+    confidence: float | None
+    threshold: float | None
+    risks: tuple[str, ...]
+    classifier: str | None
+    route: str
+    outcome: str
+    reason: str
+    policy: str
+    arm: str
+    requested_model: str
+    served_model: str | None
+    provider: str | None
+    prompt_hash: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    cost_nanos: int
+    cost_source: str
+    baseline_nanos: int | None
+    latency_ms: float
+    overhead_ms: float
+    first_token_ms: float | None
+    cache_key_hash: str | None
+    cache_layer: str | None
+    cache_status: str
+    cache_age: float | None
+    validation_status: str | None
+    validation_failures: tuple[str, ...]
+    checks: tuple[tuple[str, str], ...]
+    """Each validator that looked at an answer, and the status that it gave."""
+    fallback_from: str | None
+    fallback_to: str | None
+    fallback_reason: str | None
+    attempts: tuple[Tried, ...]
+    error_type: str | None
+    prompt: str | None
+    answer: str | None
+    timeline: Timeline
+
+
+class Told(NamedTuple):
+    """What the request's caller is told of its Record."""
+
+    facts: dict[str, Any]
+    headers: dict[str, str]
+    keep: str | None
+    """Why the trace is kept; None: it is dropped."""
+
+
+class Draft:
+    """A Record while its request runs. Steps write to it and read nothing from it.
+
+    As a context manager it opens the ``route`` note, and ends the request whatever happens: an exception that
+    leaves the block is told as a cancelled or failed request, and goes on its way.
+    """
+
+    __slots__ = (
+        "_baseline",
+        "_capture",
+        "_done",
+        "_finish",
+        "_note",
+        "_providers",
+        "_started",
+        "_user",
+        "attempts",
+        "classification",
+        "decision",
+        "hit",
+        "policy",
+        "prompt_hash",
+        "request_id",
+        "task",
+        "timeline",
+    )
+
+    def __init__(  # noqa: PLR0913 - the facts that are known when a request comes in, each told once
+        self,
+        task: Task,
+        finish: Callable[[Record], Told],
+        *,
+        user: str | None,
+        policy: str,
+        prompt_hash: str,
+        providers: dict[str, str],
+        baseline: Callable[[Usage], int] | None,
+        capture: bool,
+    ) -> None:
+        self.task = task
+        self._user = user
+        self.request_id = task.request_id or uuid.uuid4().hex
+        self.policy = policy
+        self.prompt_hash = prompt_hash
+        self.timeline = Timeline()
+        self.hit = Hit(status="bypass")
+        self.classification: Classification | None = None
+        self.decision: Decision | None = None
+        self.attempts: list[Attempt] = []
+        self._finish = finish
+        self._providers = providers
+        self._baseline = baseline
+        self._capture = capture
+        self._done = False
+        self._started = time.time()
+        self._note: Note = self.timeline.stage(f"route {policy}")
+
+    def __enter__(self) -> Self:
+        self._note.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._done:
+            return
+        if isinstance(error, (asyncio.CancelledError, CallerGone)):
+            self.end(Status.CANCELLED, Reason.CANCELLED)
+        elif isinstance(error, BadRequest):
+            self.end(Status.FAILED, Reason.BAD_REQUEST)
+        else:
+            self.end(Status.FAILED, Reason.INTERNAL)
+
+    @property
+    def started(self) -> float:
+        """Unix seconds at which the request came in."""
+        return self._started
+
+    def end(self, status: Status, reason: Reason, completion: Completion | None = None) -> Outcome:
+        """Close the ``route`` note, build the Record, tell it everywhere, and return the Outcome."""
+        self._done = True
+        if status in (Status.FAILED, Status.CANCELLED, Status.REFUSED):
+            last = self.attempts[-1].reason if self.attempts and status is Status.FAILED else None
+            self._note.fail(last or reason)
+        self._note.__exit__(None, None, None)
+        told = self._finish(self._record(status, reason, completion))
+        return Outcome(
+            status, reason, self.request_id, told.facts, told.headers, told.keep, completion, tuple(self.attempts)
+        )
+
+    def _record(self, status: Status, reason: Reason, completion: Completion | None) -> Record:
+        note, attempts, decision, found = self._note, self.attempts, self.decision, self.classification
+        usage, cost, source = _summed(attempts)
+        note.usage, note.cost_nanos = usage, cost
+        last = attempts[-1] if attempts else None
+        fell_back = last is not None and last.rung.role is Role.FALLBACK
+        chats = [chat for chat in self.timeline.notes if chat.name.startswith(CHAT)]
+        waited = sum(chat.latency for chat in chats)
+        verdict = next((attempt.verdict for attempt in reversed(attempts) if attempt.verdict), None)
+        caller = self.task.caller
+        return Record(
+            time=self._started,
+            trace_id=f"{self.timeline.trace_id:032x}",
+            span_id=f"{note.span_id:016x}",
+            request_id=self.request_id,
+            tenant=caller.tenant,
+            team=caller.team,
+            user=self._user,
+            task=decision.label if decision else found.label if found else None,
+            confidence=found.confidence if found else None,
+            threshold=decision.threshold if decision else None,
+            risks=tuple(sorted(found.risks)) if found else (),
+            classifier=found.classifier if found else None,
+            route=_route(status, last),
+            outcome=status,
+            reason=reason,
+            policy=self.policy,
+            arm=decision.arm if decision else "stable",
+            requested_model=self.task.model,
+            served_model=(last.rung.alias if last and last.accepted else None),
+            provider=self._providers.get(last.rung.alias) if last and last.accepted else None,
+            prompt_hash=self.prompt_hash,
+            prompt_tokens=usage.input,
+            completion_tokens=usage.output,
+            cached_tokens=usage.cached,
+            cost_nanos=cost,
+            cost_source=source,
+            baseline_nanos=self._baseline_nanos(completion),
+            latency_ms=note.latency * 1e3,
+            overhead_ms=max(note.latency - waited, 0.0) * 1e3,
+            first_token_ms=_first_token_ms(note, chats),
+            cache_key_hash=self.hit.key,
+            cache_layer=self.hit.layer if self.hit.key else None,
+            cache_status=self.hit.status,
+            cache_age=self.hit.age,
+            validation_status=verdict.status if verdict else None,
+            validation_failures=tuple(f"{f.code} {f.path}" for f in verdict.failures) if verdict else (),
+            checks=tuple((c.validator, c.status) for a in attempts if a.verdict for c in a.verdict.checks),
+            fallback_from=attempts[-2].rung.alias if fell_back else None,
+            fallback_to=last.rung.alias if last and fell_back else None,
+            fallback_reason=attempts[-2].reason if fell_back else None,
+            attempts=tuple(_tried(attempt) for attempt in attempts),
+            error_type=note.error_type,
+            prompt=self.task.text if self._capture else None,
+            answer=completion.text if self._capture and completion else None,
+            timeline=self.timeline,
+        )
+
+    def _baseline_nanos(self, completion: Completion | None) -> int | None:
+        """Return what the same tokens would have cost on the top rung, asked once and straight."""
+        if self._baseline is None:
+            return None
+        if self.attempts:  # the question as it came, and the answer as it went
+            return self._baseline(self.attempts[-1].usage._replace(input=self.attempts[0].usage.input))
+        if completion is None:
+            return 0
+        told = completion.body.get("usage") or {}
+        return self._baseline(Usage(told.get("prompt_tokens", 0), told.get("completion_tokens", 0)))
+
+
+def _summed(attempts: list[Attempt]) -> tuple[Usage, int, Source]:
+    usage, nanos, sources = Usage(), 0, set()
+    for attempt in attempts:
+        usage = usage.plus(attempt.usage)
+        nanos += attempt.cost.nanos or 0
+        sources.add(attempt.cost.source)
+    for source in (Source.UNKNOWN, Source.ESTIMATED):  # the sum is known no better than its worst part
+        if source in sources:
+            return usage, nanos, source
+    return usage, nanos, Source.REPORTED
+
+
+def _route(status: Status, last: Attempt | None) -> str:
+    if status is Status.ANSWERED and last is not None:
+        return last.rung.role
+    return status if status in (Status.CACHED, Status.REFUSED) else Status.FAILED
+
+
+def _first_token_ms(root: Note, chats: list[Note]) -> float | None:
+    for chat in reversed(chats):
+        seconds: float | None = chat.attributes.get(names.GEN_AI_FIRST_CHUNK)
+        if seconds is not None:
+            return (chat.start_ns - root.start_ns) / 1e6 + seconds * 1e3
+    return None
+
+
+def _tried(attempt: Attempt) -> Tried:
+    return Tried(
+        model=attempt.rung.alias,
+        role=attempt.rung.role,
+        latency_ms=attempt.latency * 1e3,
+        input_tokens=attempt.usage.input,
+        output_tokens=attempt.usage.output,
+        cost_nanos=attempt.cost.nanos,
+        cost_source=attempt.cost.source,
+        failure=attempt.reason,
+    )
