@@ -1,0 +1,109 @@
+"""How a Classification and a caller become a Decision. Pure, and total: every input has a Decision."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tracerouter.types import Decision, Reason, Role, Rung
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tracerouter.policy.model import Policy, TaskRule, TierPolicy
+    from tracerouter.types import Caller, Classification
+
+def decide(  # noqa: PLR0913 - all that a decision may depend on, and nothing else
+    classification: Classification,
+    caller: Caller,
+    policy: Policy,
+    *,
+    ladder: Sequence[str],
+    pinned: str | None = None,
+    input_tokens: int = 0,
+) -> Decision:
+    """Choose the rungs to try.
+
+    Args:
+        classification: What the request is.
+        caller: Who asks.
+        policy: The rules.
+        ladder: The rungs that this caller may use (:meth:`Policy.ladder_of`), less those that can't serve this
+            request, and with the wrapped service last where there is one.
+        pinned: The alias that the caller asks for by name.
+        input_tokens: Of the request; 0 where no rule needs them.
+
+    Returns:
+        A Decision; its rungs are empty where the caller is refused.
+    """
+    rule = policy.task(classification.label)
+    threshold = _threshold(classification, policy, rule)
+    tier = policy.tiers.get(caller.tier) if caller.tier else None
+    bound = tier.ladder if tier else None
+    rungs: tuple[Rung, ...] = ()
+    if pinned is not None:
+        reason = Reason.NOT_ALLOWED if bound and pinned not in bound else Reason.PINNED
+        if reason is Reason.PINNED:
+            rungs = (Rung(pinned, Role.CHEAP),)
+    elif not ladder:
+        reason = Reason.NO_RUNG_LEFT
+    else:
+        start, reason = _start(classification, policy, rule, tier, threshold, input_tokens)
+        if start is None:
+            start = ladder[-1]
+            if bound and policy.ladder[-1] not in bound:
+                reason = Reason.TIER
+        elif start == _FIRST:
+            start = ladder[0]
+        elif start not in ladder:
+            start, reason = ladder[-1], Reason.TIER
+        rungs = _rungs(ladder, start)
+    rules = rule.rules
+    if any(policy.risks[risk].cache is not None for risk in classification.risks if risk in policy.risks):
+        rules = replace(rules, cache_ttl=None)
+    return Decision(rungs, reason, classification.label, threshold, rules, policy.id)
+
+
+_FIRST = ""
+_LAST = None
+
+
+def _threshold(classification: Classification, policy: Policy, rule: TaskRule) -> float:
+    """Return the strictest of the task's and every risk's."""
+    risky = (policy.risks[risk].min_confidence for risk in classification.risks if risk in policy.risks)
+    return max([rule.threshold, *(limit for limit in risky if limit is not None)])
+
+
+def _start(  # noqa: PLR0913 - as above
+    classification: Classification,
+    policy: Policy,
+    rule: TaskRule,
+    tier: TierPolicy | None,
+    threshold: float,
+    input_tokens: int,
+) -> tuple[str | None, Reason]:
+    """Return where to start and why: an alias, ``_FIRST`` or ``_LAST``."""
+    if rule.start:
+        return rule.start, Reason.FORCED_TASK
+    if classification.risks:
+        for risk in sorted(classification.risks):
+            if risk in policy.risks and policy.risks[risk].start:
+                return policy.risks[risk].start, Reason.RISK
+        if tier and tier.on_risk:
+            return tier.on_risk.start, Reason.RISK
+    if rule.max_input_tokens is not None and input_tokens > rule.max_input_tokens:
+        return _LAST, Reason.TOO_LONG
+    if classification.abstained and threshold > 0:
+        return _LAST, Reason.ABSTAINED
+    if classification.confidence < threshold:
+        enough_without_risk = classification.confidence >= rule.threshold
+        return _LAST, Reason.RISK if enough_without_risk else Reason.LOW_CONFIDENCE
+    return _FIRST, Reason.CONFIDENT
+
+
+def _rungs(ladder: Sequence[str], start: str) -> tuple[Rung, ...]:
+    """Give each rung from `start` on its role: the first tried is cheap or expensive, a later one a fallback."""
+    first = ladder.index(start)
+    last_first = first == len(ladder) - 1 and len(ladder) > 1
+    roles = [Role.EXPENSIVE if last_first else Role.CHEAP] + [Role.FALLBACK] * (len(ladder) - first - 1)
+    return tuple(Rung(alias, role) for alias, role in zip(ladder[first:], roles, strict=True))

@@ -1,0 +1,271 @@
+"""``policy.yaml``: what product, platform and finance can read and argue about.
+
+:class:`PolicyFile` is what is written, :class:`Policy` what ``decide`` reads: files read in, defaults filled in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+import orjson
+from pydantic import BeforeValidator, Field, field_validator
+from pydantic_core import PydanticCustomError
+
+from tracerouter.errors import ConfigError, nearest
+from tracerouter.policy.file import NotYet, Seconds, Written, read
+from tracerouter.types import Rules
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+    from tracerouter.types import Caller
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Tokens = Annotated[int, Field(ge=1)]
+Risk = Literal["pii", "legal", "financial", "medical", "security", "user_facing"]
+Ladder = Annotated[list[str], Field(min_length=1)]
+
+RISKS: tuple[str, ...] = get_args(Risk)
+
+
+def _never(found: object) -> object:
+    """Read ``never``; YAML reads ``off`` and ``no`` as false, and whoever writes that means never."""
+    return {"ttl": None} if found == "never" or found is False else found
+
+
+class TaskCache(Written):
+    """How long one task's answers are kept. Who shares them is the whole policy's to say, since the look-up comes
+    before the task is known."""
+
+    ttl: Seconds | None = Field(description="How long an answer is kept: 10m, 1h")
+
+
+class CachePolicy(Written):
+    """How long answers are kept, and who shares them."""
+
+    ttl: Seconds | None = Field(default=600.0, description="How long an answer is kept: 10m, 1h")
+    scope: Literal["user", "tenant"] = Field(default="tenant", description="Who may be given another's answer")
+
+
+CacheRule = Annotated[CachePolicy, BeforeValidator(_never, json_schema_input_type=CachePolicy | Literal["never"])]
+TaskCacheRule = Annotated[TaskCache, BeforeValidator(_never, json_schema_input_type=TaskCache | Literal["never"])]
+
+
+class TaskPolicy(Written):
+    """What holds for one label."""
+
+    min_confidence: Probability | None = None
+    start: str | None = Field(default=None, description="The alias to start at, whatever the confidence")
+    match: list[str] = Field(default=[], description="Regular expressions that give a request this label")
+    max_input_tokens: Tokens | None = Field(default=None, description="Longer requests start at the last rung")
+    max_output_tokens: Tokens | None = None
+    cache: TaskCacheRule | None = None
+    checks: list[str] | None = Field(default=None, alias="validate", description="Validators, instead of the policy's")
+    prompt: Path | None = Field(default=None, description="A text file: instructions put before the messages")
+    schema_file: Path | None = Field(default=None, alias="schema", description="A JSON Schema file for the answer")
+
+
+class RiskPolicy(Written):
+    """What holds, besides, for requests that carry one risk."""
+
+    min_confidence: Probability | None = None
+    start: str | None = None
+    match: list[str] = Field(default=[], description="Regular expressions that raise this risk")
+    cache: Annotated[TaskCache | None, BeforeValidator(_never, json_schema_input_type=Literal["never"])] = None
+    review: NotYet = None
+
+
+class OnRisk(Written):
+    """Where a tier's risky requests start."""
+
+    start: str
+
+
+class TierPolicy(Written):
+    """What holds for the callers of one tier."""
+
+    ladder: Ladder | None = None
+    on_risk: OnRisk | None = None
+
+
+class PolicyFile(Written):
+    """The whole file."""
+
+    name: str = Field(default="default", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    version: Annotated[int, Field(ge=1)] = 1
+    ladder: Ladder = Field(description="Model aliases, the cheapest first")
+    min_confidence: Probability = 0.70
+    max_output_tokens: Tokens = Field(default=1024, description="Sent to the model, so that its answer has a bound")
+    checks: list[str] = Field(default=["empty"], alias="validate", description="Validators of every answer")
+    cache: CacheRule = CachePolicy()
+    tasks: dict[str, TaskPolicy] = {}
+    risks: dict[Risk, RiskPolicy] = {}
+    tiers: dict[str, TierPolicy] = {}
+    windows: NotYet = None
+    quotas: NotYet = None
+    storm: NotYet = None
+
+    @field_validator("ladder")
+    @classmethod
+    def _no_rung_twice(cls, ladder: list[str]) -> list[str]:
+        if len(set(ladder)) < len(ladder):
+            msg = "found {found}; an alias stands in it twice"
+            raise PydanticCustomError("twice", msg, {"found": str(ladder)})
+        return ladder
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRule:
+    """What ``decide`` reads of one task, with the policy's defaults filled in."""
+
+    threshold: float
+    start: str | None
+    max_input_tokens: int | None
+    rules: Rules
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A policy, ready to decide. Make one with :func:`load` or :meth:`of`."""
+
+    name: str
+    version: int
+    ladder: tuple[str, ...]
+    default: TaskRule
+    tasks: Mapping[str, TaskRule]
+    risks: Mapping[str, RiskPolicy]
+    tiers: Mapping[str, TierPolicy]
+    scope: str
+    """Who shares a cached answer: ``tenant`` or ``user``."""
+    label_patterns: Mapping[str, tuple[str, ...]] = field(repr=False)
+    risk_patterns: Mapping[str, tuple[str, ...]] = field(repr=False)
+    salt: str = field(repr=False)
+    """Digest of all that changes what a model answers; thresholds do not, so a new one keeps the cache."""
+
+    @classmethod
+    def of(cls, written: PolicyFile, folder: Path = Path()) -> Policy:
+        """Read in the files that `written` names, relative to `folder`.
+
+        Raises:
+            ConfigError: A prompt or schema can't be read.
+        """
+        default = _rule(written, TaskPolicy(), folder)
+        tasks = {label: _rule(written, task, folder) for label, task in written.tasks.items()}
+        tiers = dict(written.tiers)
+        changing = [
+            [default.rules, {label: rule.rules for label, rule in tasks.items()}],
+            [written.ladder, {name: tier.ladder for name, tier in tiers.items()}],
+        ]
+        salt = blake2b(orjson.dumps(changing, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
+        return cls(
+            name=written.name,
+            version=written.version,
+            ladder=tuple(written.ladder),
+            default=default,
+            tasks=tasks,
+            risks={str(name): risk for name, risk in written.risks.items()},
+            tiers=tiers,
+            scope=written.cache.scope,
+            label_patterns={label: tuple(task.match) for label, task in written.tasks.items() if task.match},
+            risk_patterns={str(name): tuple(risk.match) for name, risk in written.risks.items() if risk.match},
+            salt=salt,
+        )
+
+    @property
+    def id(self) -> str:
+        """``name@version``, as spans, record and headers tell it."""
+        return f"{self.name}@{self.version}"
+
+    def task(self, label: str) -> TaskRule:
+        """Return what holds for `label`."""
+        return self.tasks.get(label, self.default)
+
+    def ladder_of(self, caller: Caller) -> tuple[str, ...]:
+        """Return the rungs that the caller's tier allows."""
+        tier = self.tiers.get(caller.tier) if caller.tier else None
+        return tuple(tier.ladder) if tier and tier.ladder else self.ladder
+
+    @property
+    def caches(self) -> bool:
+        """Whether any answer is ever kept."""
+        return any(rule.rules.cache_ttl for rule in (self.default, *self.tasks.values()))
+
+    @property
+    def validators(self) -> set[str]:
+        """Every validator that is named."""
+        return {name for rule in (self.default, *self.tasks.values()) for name in rule.rules.validate}
+
+    def aliases(self) -> Iterator[tuple[str, str]]:
+        """Yield each alias that is named, after the place where it is."""
+        for alias in self.ladder:
+            yield "ladder", alias
+        for label, rule in self.tasks.items():
+            if rule.start:
+                yield f"tasks.{label}.start", rule.start
+        for name, risk in self.risks.items():
+            if risk.start:
+                yield f"risks.{name}.start", risk.start
+        for name, tier in self.tiers.items():
+            for alias in tier.ladder or ():
+                yield f"tiers.{name}.ladder", alias
+            if tier.on_risk:
+                yield f"tiers.{name}.on_risk.start", tier.on_risk.start
+
+    def check_aliases(self, known: Collection[str]) -> None:
+        """Check that every alias is one of `known`.
+
+        Raises:
+            ConfigError: Names the place, the alias, and the nearest known one.
+        """
+        for where, alias in self.aliases():
+            if alias not in known:
+                msg = f"policy {self.id}: {where}: no model is called {alias!r}{nearest(alias, known)}"
+                raise ConfigError(msg)
+
+
+def load(path: Path) -> Policy:
+    """Read a policy file and what it names.
+
+    Raises:
+        ConfigError: Names file, line, key, what was found, and the nearest right name.
+    """
+    return Policy.of(read(path, PolicyFile), path.parent)
+
+
+def _rule(written: PolicyFile, task: TaskPolicy, folder: Path) -> TaskRule:
+    ttl = written.cache.ttl if task.cache is None else task.cache.ttl
+    return TaskRule(
+        threshold=written.min_confidence if task.min_confidence is None else task.min_confidence,
+        start=task.start,
+        max_input_tokens=task.max_input_tokens,
+        rules=Rules(
+            prompt=_text(folder / task.prompt) if task.prompt else None,
+            schema=_schema(folder / task.schema_file) if task.schema_file else None,
+            validate=tuple(written.checks if task.checks is None else task.checks),
+            max_output_tokens=task.max_output_tokens or written.max_output_tokens,
+            cache_ttl=ttl,
+        ),
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"{path}: can't be read as UTF-8 text ({type(error).__name__})"
+        raise ConfigError(msg) from None
+
+
+def _schema(path: Path) -> dict[str, Any]:
+    try:
+        found = orjson.loads(_text(path))
+    except orjson.JSONDecodeError as error:
+        msg = f"{path}:{error.lineno}: is no JSON: {error.msg}"
+        raise ConfigError(msg) from None
+    if not isinstance(found, dict):
+        msg = f"{path}: a JSON Schema is an object"
+        raise ConfigError(msg)
+    return found
