@@ -121,7 +121,7 @@ class Task:
     """Seconds from the start of ``route`` to the deadline. None: the router's."""
     request_id: str | None = None
     """None: the router draws one."""
-    handler: Callable[[Call], Awaitable[Completion]] | None = None
+    handler: Callable[[Call, Meter], Awaitable[Completion]] | None = None
     """The wrapped service's own handler, which an alias of provider ``handler`` calls."""
 
     @classmethod
@@ -226,6 +226,8 @@ class Use:
     """The upstream said itself that it did not serve it (4xx, 5xx): costs nothing."""
     usage: Usage | None = None
     """As reported; None: not reported (yet)."""
+    charged_nanos: int | None = None
+    """What the upstream itself says that it charged, where it does."""
     received: list[str] = field(default_factory=list)
     """Text, reasoning and tool arguments that arrived, for counting what a lost answer cost."""
 
@@ -236,12 +238,12 @@ class Meter:
     The provider writes it while it works, so that the truth is there however the call ends.
     """
 
-    __slots__ = ("first_chunk_ns", "retries", "uses")
+    __slots__ = ("first_chunk_ns", "uses")
 
     def __init__(self) -> None:
         self.uses: list[Use] = []
-        self.retries: list[str] = []
         self.first_chunk_ns: int | None = None
+        """``time.perf_counter_ns()`` when the first content arrived."""
 
     def sent(self) -> None:
         """Note that a request is on its way, and may be billed."""
@@ -259,6 +261,10 @@ class Meter:
     def reported(self, usage: Usage) -> None:
         """Note the usage that the provider reports; a later report replaces an earlier one."""
         self.uses[-1].usage = usage
+
+    def charged(self, nanos: int) -> None:
+        """Note what the upstream itself says that it charged (nano-dollars)."""
+        self.uses[-1].charged_nanos = nanos
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,7 +342,7 @@ class Call:
     """On the event loop's clock (``loop.time()``)."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """W3C trace context, to be sent along."""
-    handler: Callable[[Call], Awaitable[Completion]] | None = None
+    handler: Callable[[Call, Meter], Awaitable[Completion]] | None = None
     escalation: Escalation | None = None
 
 
@@ -398,6 +404,8 @@ class Classification:
     risks: frozenset[str] = frozenset()
     classifier: str = "none"
     version: str = ""
+    cached: bool = False
+    """Whether it was remembered from an equal request."""
 
     @property
     def abstained(self) -> bool:

@@ -1,8 +1,9 @@
 """Spans, metrics, log records and decision rows, all projected from one Record. The only importer of OpenTelemetry."""
 
+from tracerouter.telemetry import names
 from tracerouter.telemetry.export import Telemetry, over_otlp, to_console
 from tracerouter.telemetry.keep import Keep
 from tracerouter.telemetry.record import Draft, Record
 from tracerouter.telemetry.timeline import Note, Timeline
 
-__all__ = ["Draft", "Keep", "Note", "Record", "Telemetry", "Timeline", "over_otlp", "to_console"]
+__all__ = ["Draft", "Keep", "Note", "Record", "Telemetry", "Timeline", "names", "over_otlp", "to_console"]

@@ -98,11 +98,12 @@ class Telemetry:
             capture=self.capture_content,
         )
 
-    def server_ended(self, timeline: Timeline, keep: bool) -> None:
-        """Tell the span of an HTTP request, if its trace is kept."""
-        if keep:
-            for processor in self.span_processors:
-                processor.on_end(projections.server_span(timeline, self.resource, self.scope))
+    def server_ended(self, timeline: Timeline, *, routed: bool, keep: str | None) -> None:
+        """Tell the span of an HTTP request; if it was routed, `keep` says whether its trace is kept."""
+        if keep is None and (routed or not self.keep.in_share(timeline.trace_id)):
+            return
+        for processor in self.span_processors:
+            processor.on_end(projections.server_span(timeline, self.resource, self.scope))
 
     def close(self) -> None:
         """Flush and stop every exporter; blocks for as long as they take."""

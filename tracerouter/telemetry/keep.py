@@ -38,5 +38,8 @@ class Keep:
             return "slow"
         if self.dear is not None and record.cost_nanos >= self.dear * NANOS:
             return "dear"
-        in_share = int(record.trace_id, 16) % _TRACE_ID_SPACE < self.share * _TRACE_ID_SPACE
-        return "share" if in_share else None
+        return "share" if self.in_share(timeline.trace_id) else None
+
+    def in_share(self, trace_id: int) -> bool:
+        """Return whether a trace with nothing to tell is kept."""
+        return trace_id % _TRACE_ID_SPACE < self.share * _TRACE_ID_SPACE

@@ -11,6 +11,8 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from opentelemetry.trace import SpanKind
+
 from tracerouter.errors import BadRequest, CallerGone
 from tracerouter.telemetry import names
 from tracerouter.telemetry.timeline import Timeline
@@ -35,10 +37,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from tracerouter.telemetry.timeline import Note
-
-CHAT = "chat"
-"""How the names of inference spans begin (GenAI conventions: ``{operation} {model}``)."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
@@ -136,7 +134,6 @@ class Draft:
 
     __slots__ = (
         "_baseline",
-        "_capture",
         "_done",
         "_finish",
         "_note",
@@ -171,7 +168,7 @@ class Draft:
         self.request_id = task.request_id or uuid.uuid4().hex
         self.policy = policy
         self.prompt_hash = prompt_hash
-        self.timeline = Timeline()
+        self.timeline = Timeline(capture=capture)
         self.hit = Hit(status="bypass")
         self.classification: Classification | None = None
         self.decision: Decision | None = None
@@ -179,7 +176,6 @@ class Draft:
         self._finish = finish
         self._providers = providers
         self._baseline = baseline
-        self._capture = capture
         self._done = False
         self._started = time.time()
         self._note: Note = self.timeline.stage(f"route {policy}")
@@ -205,6 +201,13 @@ class Draft:
         """Unix seconds at which the request came in."""
         return self._started
 
+    @property
+    def reason(self) -> Reason:
+        """The telling reason so far: a fallback's over the decision's."""
+        if len(self.attempts) > 1:
+            return self.attempts[-2].reason or Reason.PROVIDER_ERROR
+        return self.decision.reason if self.decision else Reason.INTERNAL
+
     def end(self, status: Status, reason: Reason, completion: Completion | None = None) -> Outcome:
         """Close the ``route`` note, build the Record, tell it everywhere, and return the Outcome."""
         self._done = True
@@ -223,7 +226,7 @@ class Draft:
         note.usage, note.cost_nanos = usage, cost
         last = attempts[-1] if attempts else None
         fell_back = last is not None and last.rung.role is Role.FALLBACK
-        chats = [chat for chat in self.timeline.notes if chat.name.startswith(CHAT)]
+        chats = [chat for chat in self.timeline.notes if chat.kind is SpanKind.CLIENT]
         waited = sum(chat.latency for chat in chats)
         verdict = next((attempt.verdict for attempt in reversed(attempts) if attempt.verdict), None)
         caller = self.task.caller
@@ -270,8 +273,8 @@ class Draft:
             fallback_reason=attempts[-2].reason if fell_back else None,
             attempts=tuple(_tried(attempt) for attempt in attempts),
             error_type=note.error_type,
-            prompt=self.task.text if self._capture else None,
-            answer=completion.text if self._capture and completion else None,
+            prompt=self.task.text if self.timeline.capture else None,
+            answer=completion.text if self.timeline.capture and completion else None,
             timeline=self.timeline,
         )
 

@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from tracerouter.errors import ProviderError
+from tracerouter.telemetry import names
 from tracerouter.types import Reason
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from contextvars import Token
     from types import TracebackType
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from tracerouter.types import Usage
 
 _draw = random.Random().getrandbits  # ids need to differ, not to be secret; OpenTelemetry's SDK draws the same way
+_propagator: Final = TraceContextTextMapPropagator()
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 
 
@@ -114,6 +118,12 @@ class Note:
         self.error_type = error_type
         self.status_message = message
 
+    def answered(self, status: int) -> None:
+        """Note the status of the HTTP answer; 5xx is an error of ours (HTTP semantic conventions)."""
+        self.attributes[names.HTTP_STATUS] = status
+        if status >= 500:  # noqa: PLR2004 - HTTP's own number
+            self.fail(str(status))
+
     def event(self, name: str, **attributes: Any) -> None:
         """Note something that happened at this moment."""
         self.events.append((name, time.perf_counter_ns() + self._clock_offset, attributes))
@@ -125,14 +135,16 @@ class Timeline:
     Args:
         parent: The span that the request belongs under, as a ``traceparent`` named it; None: the one in
             OpenTelemetry's current context.
+        capture: Whether notes may hold prompts and answers.
     """
 
-    __slots__ = ("clock_offset_ns", "flags", "in_host_span", "notes", "parent", "state", "trace_id")
+    __slots__ = ("capture", "clock_offset_ns", "flags", "in_host_span", "notes", "parent", "state", "trace_id")
 
-    def __init__(self, parent: SpanContext | None = None) -> None:
+    def __init__(self, parent: SpanContext | None = None, *, capture: bool = False) -> None:
+        self.capture = capture
         current = trace.get_current_span()
         found = parent or current.get_span_context()
-        self.in_host_span: bool = found.is_valid and not found.is_remote and not isinstance(current, NoteSpan)
+        self.in_host_span: bool = parent is None and found.is_valid and not found.is_remote and not isinstance(current, NoteSpan)
         """Whether the parent is a span of the host's own tracing, whose sampling is honoured."""
         self.parent: SpanContext | None = found if found.is_valid else None
         self.trace_id: int = found.trace_id if found.is_valid else _draw(128) or 1
@@ -140,6 +152,18 @@ class Timeline:
         self.state: TraceState | None = found.trace_state if found.is_valid else None
         self.clock_offset_ns = time.time_ns() - time.perf_counter_ns()
         self.notes: list[Note] = []
+
+    @classmethod
+    def under(cls, headers: Mapping[str, str]) -> Self:
+        """Begin under the host's open span, or else under the one that a W3C ``traceparent`` names."""
+        if trace.get_current_span().get_span_context().is_valid:
+            return cls()
+        remote = _propagator.extract(headers, otel_context.Context())
+        return cls(trace.get_current_span(remote).get_span_context())
+
+    def server(self, name: str) -> Note:
+        """Open the note of an HTTP request that is served."""
+        return self.stage(name, SpanKind.SERVER)
 
     def stage(self, name: str, kind: SpanKind = SpanKind.INTERNAL) -> Note:
         """Open a note under the innermost one that is still open."""
@@ -151,6 +175,10 @@ class Timeline:
         note = Note(self, name, kind, parent_id)
         self.notes.append(note)
         return note
+
+    def inference(self, model: str) -> Note:
+        """Open the note of one model call (GenAI conventions: ``chat {model}``, kind CLIENT)."""
+        return self.stage(f"chat {model}", SpanKind.CLIENT)
 
     @property
     def root(self) -> Note:

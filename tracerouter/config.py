@@ -1,0 +1,420 @@
+"""Builds everything once from ``tracerouter.yaml``: the only place that knows every concrete class."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+from decimal import Decimal
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import aiohttp
+import orjson
+from pydantic import AfterValidator, AnyHttpUrl, BeforeValidator, Discriminator, Field, SecretStr, Tag
+
+from tracerouter import policy as policies
+from tracerouter.cache import BoundedMemoryCache, OutputCache
+from tracerouter.classifiers import CachedClassifier, Chain, ExamplesClassifier, RulesClassifier
+from tracerouter.errors import ConfigError, nearest
+from tracerouter.policy.file import NotYet, Seconds, Written, read
+from tracerouter.pricing import FREE, Price, known_price
+from tracerouter.providers import HandlerProvider, LocalProvider, Model, OpenAIProvider, SimulatedProvider
+from tracerouter.quota import SqliteLedger
+from tracerouter.router import Router
+from tracerouter.store import DecisionLog, SqliteStore
+from tracerouter.telemetry import Keep, Telemetry, over_otlp, to_console
+from tracerouter.tokens import count
+from tracerouter.types import MAX_BODY_BYTES, NANOS, Caller
+from tracerouter.validators import Checks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from tracerouter.policy import Policy
+    from tracerouter.protocols import Classifier, Provider
+
+Usd = Annotated[Decimal, Field(ge=0)]
+
+
+class PriceOf(Written):
+    """USD per million tokens."""
+
+    input: Usd
+    output: Usd
+    cached_input: Usd | None = None
+
+
+class AnyModel(Written):
+    """What every model takes."""
+
+    timeout: Seconds = Field(default=60.0, description="For one try")
+    retries: Annotated[int, Field(ge=0, le=10)] = Field(default=1, description="After failures that may pass")
+    price: PriceOf | None = Field(default=None, description="USD per million tokens")
+
+
+class OpenAIModel(AnyModel):
+    """A model behind OpenAI's API, or behind any server that speaks it."""
+
+    provider: Literal["openai"]
+    model: str
+    base_url: AnyHttpUrl = AnyHttpUrl("https://api.openai.com/v1")
+    api_key: SecretStr | None = None
+
+
+class LocalModel(AnyModel):
+    """A small model in this process (extra ``local``)."""
+
+    provider: Literal["local"]
+    model: str = "smollm2-135m-instruct"
+    threads: Annotated[int, Field(ge=1)] = 1
+
+
+class Answer(Written):
+    """What a simulated model says to prompts that match."""
+
+    match: str = Field(description="Regular expression")
+    answer: str
+
+
+class Spread(Written):
+    """A log-normal latency."""
+
+    median: Seconds
+    p99: Seconds
+
+
+class SimulatedModel(AnyModel):
+    """A model that is none: for demos, benchmarks and tests."""
+
+    provider: Literal["simulated"]
+    model: str = "simulated"
+    latency: Spread | Seconds = 0.0
+    tokens_per_second: Annotated[float, Field(gt=0)] | None = None
+    failures: list[str] = Field(default=[], description="Cycled through, a word a call: ok 429 500 timeout garbage …")
+    answers: list[Answer] = []
+    seed: int = 0
+
+
+class HandlerModel(AnyModel):
+    """The wrapped service's own handler."""
+
+    provider: Literal["handler"]
+    model: str = "handler"
+
+
+class CustomModel(AnyModel):
+    """A provider of your own: ``package.module:Class``, made with ``options``."""
+
+    provider: str = Field(pattern=r"^[\w.]+:\w+$")
+    model: str = "custom"
+    options: dict[str, Any] = {}
+
+
+def _kind(found: Any) -> str | None:
+    provider = found.get("provider") if isinstance(found, dict) else getattr(found, "provider", None)
+    return "custom" if isinstance(provider, str) and ":" in provider else provider
+
+
+ModelOf = Annotated[
+    Annotated[OpenAIModel, Tag("openai")]
+    | Annotated[LocalModel, Tag("local")]
+    | Annotated[SimulatedModel, Tag("simulated")]
+    | Annotated[HandlerModel, Tag("handler")]
+    | Annotated[CustomModel, Tag("custom")],
+    Discriminator(
+        _kind,
+        custom_error_type="provider",
+        custom_error_message="`provider` must be openai, local, simulated, handler, or package.module:Class",
+    ),
+]
+
+
+class ExamplesOf(Written):
+    """The examples classifier, trained on folders of your own besides the packaged ones."""
+
+    examples: list[Path] = Field(min_length=1)
+
+
+class LlmOf(Written):
+    """A model as classifier."""
+
+    llm: NotYet = None
+
+
+class KeysOf(Written):
+    """Where the API keys are: a JSON list of ``{"key", "tenant", "team", "user", "tier"}``."""
+
+    env: str | None = Field(default=None, description="A variable that holds the list")
+    file: Path | None = None
+
+
+class KeepOf(Written):
+    """Which traces are kept."""
+
+    share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    slow: Seconds | None = None
+    dear: Annotated[float, Field(ge=0)] | None = Field(default=None, description="USD")
+    parent: NotYet = None
+
+
+class TelemetryOf(Written):
+    """Where telemetry goes."""
+
+    otlp: AnyHttpUrl | None = Field(default=None, description="OTLP/HTTP endpoint, such as http://127.0.0.1:4318")
+    console: bool = False
+    metric_interval: Annotated[Seconds, AfterValidator(lambda found: found or 60.0)] = 60.0
+    hash_users: bool = False
+    keep: KeepOf = KeepOf()
+
+
+def _store(found: object) -> object:
+    schemes = ("sqlite:///", "memory:")
+    if isinstance(found, str) and not found.startswith(schemes):
+        msg = "only sqlite:///PATH and memory: are known to this version"
+        raise ValueError(msg)
+    return found
+
+
+class Settings(Written):
+    """``tracerouter.yaml``, the deployment."""
+
+    models: Annotated[dict[str, ModelOf], Field(min_length=1)]
+    classifier: list[Literal["rules", "examples"] | ExamplesOf | LlmOf | str] = ["rules", "examples"]
+    store: Annotated[str, BeforeValidator(_store)] = "sqlite:///tracerouter.db"
+    keys: KeysOf | None = None
+    telemetry: TelemetryOf = TelemetryOf()
+    timeout: Seconds = Field(default=60.0, description="A request's deadline, where the caller names none")
+    max_body: Annotated[int, Field(ge=1024)] = Field(default=MAX_BODY_BYTES, description="Bytes")
+    policy: Path
+
+
+class Keys:
+    """API keys and the callers that they stand for. Only digests are kept."""
+
+    def __init__(self, callers: Mapping[bytes, Caller]) -> None:
+        self._callers = callers
+
+    def __len__(self) -> int:
+        return len(self._callers)
+
+    def caller(self, key: str) -> Caller | None:
+        """Return whom `key` stands for. It is looked up by its digest, so that timing tells nothing of the keys."""
+        return self._callers.get(_digest(key))
+
+    @classmethod
+    def load(cls, where: KeysOf, folder: Path) -> Keys:
+        """Read the list.
+
+        Raises:
+            ConfigError: It is not there, or an entry is wrong; the error never shows a key.
+        """
+        if where.env is not None:
+            source, text = f"the variable {where.env}", os.environ.get(where.env)
+            if text is None:
+                msg = f"keys: {source} is not set{nearest(where.env, os.environ)}"
+                raise ConfigError(msg)
+        elif where.file is not None:
+            path = folder / where.file
+            source = str(path)
+            try:
+                text = path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                msg = f"keys: {path} can't be read ({type(error).__name__})"
+                raise ConfigError(msg) from None
+        else:
+            msg = "keys: needs `env` or `file`"
+            raise ConfigError(msg)
+        return cls(dict(_callers(source, text)))
+
+
+@dataclass
+class Deployment:
+    """Everything that one process runs on. Close it when done."""
+
+    router: Router
+    settings: Settings
+    keys: Keys | None
+    store: SqliteStore
+    decisions: DecisionLog
+    ledger: SqliteLedger
+    session: _Session
+    providers: list[Provider]
+
+    async def close(self) -> None:
+        """Drain the ledger, flush telemetry, free the models."""
+        await self.session.close()
+        for provider in self.providers:
+            closing = getattr(provider, "close", None)
+            if closing is not None:
+                await closing()
+        self.router.telemetry.close()
+        self.store.close()
+
+
+def load(path: Path) -> Deployment:
+    """Build everything that the file at `path` describes.
+
+    Raises:
+        ConfigError: Names file, line, key, what was found, and the nearest right name.
+    """
+    return build(read(path, Settings, variables=True), path.parent)
+
+
+def build(settings: Settings, folder: Path = Path()) -> Deployment:
+    """Build everything that `settings` describe; relative paths count from `folder`.
+
+    Raises:
+        ConfigError: Something that they name is not there.
+    """
+    policy = policies.load(folder / settings.policy)
+    policy.check_aliases(settings.models)
+    session = _Session()
+    models = [_model(alias, model, session) for alias, model in settings.models.items()]
+    classifier = CachedClassifier(Chain([_classifier(one, policy, folder) for one in settings.classifier]))
+    store = SqliteStore(_store_path(settings.store, folder))
+    decisions, ledger = DecisionLog(store), SqliteLedger(store)
+    telemetry = _telemetry(settings.telemetry, policy, decisions, store)
+    telemetry.instruments.tenant_spend.read = ledger.spend_gauge
+    router = Router(
+        models,
+        policy,
+        classifier=classifier,
+        checks=Checks(policy.validators),
+        cache=OutputCache(BoundedMemoryCache()),
+        ledger=ledger,
+        telemetry=telemetry,
+        timeout=settings.timeout,
+    )
+    keys = Keys.load(settings.keys, folder) if settings.keys else None
+    return Deployment(router, settings, keys, store, decisions, ledger, session, [model.provider for model in models])
+
+
+class _Session:
+    """The one HTTP session of all providers, made where a loop runs."""
+
+    def __init__(self) -> None:
+        self._session: aiohttp.ClientSession | None = None
+
+    def __call__(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+                timeout=aiohttp.ClientTimeout(total=None, connect=10),  # `Model` minds the rest
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=True,
+            )
+        return self._session
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+
+def _model(alias: str, found: Any, session: Callable[[], aiohttp.ClientSession]) -> Model:
+    price = _price(found.price) if found.price else None
+    told: dict[str, Any] = {"alias": alias, "name": found.model, "timeout": found.timeout, "retries": found.retries}
+    if isinstance(found, OpenAIModel):
+        url = urlsplit(str(found.base_url))
+        own = url.hostname == "api.openai.com"
+        price = price or known_price("openai", found.model)
+        if price is None:
+            msg = (
+                f"models.{alias}: the price of {found.model!r} is not known, so its cost could not be told; "
+                "add `price: {input: …, output: …}` in USD per million tokens (0 for a server of your own)"
+            )
+            raise ConfigError(msg)
+        key = found.api_key.get_secret_value() if found.api_key else None
+        told |= {"provider": OpenAIProvider(str(found.base_url), key, session), "kind": "openai", "price": price}
+        told |= {"address": url.hostname, "port": url.port or (443 if url.scheme == "https" else 80)}
+        return Model(**told, limit_field="max_completion_tokens" if own else "max_tokens")
+    if isinstance(found, LocalModel):
+        return Model(**told, provider=LocalProvider(threads=found.threads), kind="local", price=price or FREE)
+    if isinstance(found, SimulatedModel):
+        return Model(**told, provider=_simulated(found), kind="simulated", price=price or FREE)
+    if isinstance(found, HandlerModel):
+        return Model(**told, provider=HandlerProvider(), kind="handler", price=price)
+    made = _dotted(found.provider, f"models.{alias}.provider")(**found.options)
+    return Model(**told, provider=made, kind="custom", price=price)
+
+
+def _simulated(found: SimulatedModel) -> SimulatedProvider:
+    raise NotImplementedError
+
+
+def _classifier(found: object, policy: Policy, folder: Path) -> Classifier:
+    if found == "rules":
+        return RulesClassifier(policy.label_patterns, policy.risk_patterns)
+    if found == "examples":
+        return ExamplesClassifier.packaged()
+    if isinstance(found, ExamplesOf):
+        return ExamplesClassifier.trained([folder / path for path in found.examples])
+    made: Classifier = _dotted(str(found), "classifier")()
+    return made
+
+
+def _telemetry(found: TelemetryOf, policy: Policy, decisions: DecisionLog, store: SqliteStore) -> Telemetry:
+    keep = Keep(share=found.keep.share, slow=found.keep.slow, dear=found.keep.dear)
+    facts: dict[str, Any] = {
+        "keep": keep,
+        "decisions": decisions,
+        "tasks": frozenset(policy.tasks),
+        "secret": store.secret(),
+        "hash_users": found.hash_users,
+    }
+    endpoint = str(found.otlp) if found.otlp else os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    if endpoint:
+        return over_otlp(endpoint, metric_interval=found.metric_interval, **facts)
+    if found.console:
+        return to_console(metric_interval=found.metric_interval, **facts)
+    return Telemetry(**facts)
+
+
+def _store_path(found: str, folder: Path) -> Path | str:
+    return ":memory:" if found == "memory:" else folder / found.removeprefix("sqlite:///")
+
+
+def _price(found: PriceOf) -> Price:
+    return Price.per_million(found.input, found.output, found.cached_input)
+
+
+def _dotted(name: str, where: str) -> Any:
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        msg = f"{where}: {name!r} can't be imported ({error}); it should be package.module:name"
+        raise ConfigError(msg) from None
+
+
+def _callers(source: str, text: str) -> Iterable[tuple[bytes, Caller]]:
+    try:
+        entries = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        entries = None
+    if not isinstance(entries, list):
+        msg = f'keys: {source} must hold a JSON list of {{"key", "tenant", "team", "user", "tier"}}'
+        raise ConfigError(msg)
+    known = ("key", "tenant", "team", "user", "tier")
+    for position, entry in enumerate(entries):
+        where = f"keys: {source}, entry {position}"
+        if not isinstance(entry, dict) or not isinstance(entry.get("key"), str) or len(entry["key"]) < 8:
+            msg = f"{where}: needs a `key` of at least 8 characters"
+            raise ConfigError(msg)
+        for name, value in entry.items():
+            if name not in known:
+                msg = f"{where}: {name!r} is not known{nearest(name, known)}"
+                raise ConfigError(msg)
+            if value is not None and not isinstance(value, str):
+                msg = f"{where}: {name!r} must be a string"
+                raise ConfigError(msg)
+        if not entry.get("tenant"):
+            msg = f"{where}: needs a `tenant`"
+            raise ConfigError(msg)
+        yield _digest(entry["key"]), Caller(entry["tenant"], entry.get("team"), entry.get("user"), entry.get("tier"))
+
+
+def _digest(key: str) -> bytes:
+    return blake2b(key.encode("utf-8", "surrogatepass"), digest_size=32).digest()

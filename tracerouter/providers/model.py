@@ -1,0 +1,156 @@
+"""A model of the file: one provider, with its price, time, retries, and the only place that makes ``chat`` spans."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from tracerouter.errors import ProviderError, ProviderTimeout
+from tracerouter.telemetry import names
+from tracerouter.tokens import count, count_request
+from tracerouter.types import Cost, Source, Usage, content_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tracerouter.pricing import Price
+    from tracerouter.protocols import Provider, Sink
+    from tracerouter.telemetry import Note, Timeline
+    from tracerouter.types import Call, Completion, Meter, Use
+
+_FIRST_WAIT = 0.25
+_LONGEST_WAIT = 8.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """One alias of ``tracerouter.yaml``."""
+
+    alias: str
+    name: str
+    """As the provider names it."""
+    provider: Provider
+    kind: str = "custom"
+    """``gen_ai.provider.name``."""
+    price: Price | None = None
+    """None: what it costs is not known, and is left out."""
+    timeout: float = 60.0
+    """Seconds for one try."""
+    retries: int = 0
+    """Further tries after a failure that may pass."""
+    limit_field: str = "max_tokens"
+    """The name under which it takes the bound on its answer."""
+    address: str | None = None
+    port: int | None = None
+
+    async def complete(self, call: Call, meter: Meter, timeline: Timeline, sink: Sink | None) -> Completion:
+        """Ask the model, within the deadline, and try again where that may help; one ``chat`` span tells of it.
+
+        `meter` says at any time what it has used, also when this raises.
+
+        Raises:
+            ProviderError: There is no answer.
+        """
+        with timeline.inference(self.name) as note:
+            self._describe(note)
+            if timeline.capture:
+                note.attributes[names.GEN_AI_INPUT_MESSAGES] = _told(call.body["messages"])
+            started_ns = time.perf_counter_ns()
+            try:
+                sent = replace(call, headers={**call.headers, "traceparent": note.traceparent})
+                completion = await self._tries(sent, meter, note, sink)
+            finally:
+                usage, cost = self.bill(meter, call.body)
+                note.usage, note.cost_nanos = usage, cost.nanos
+                note.attributes[names.COST_SOURCE] = cost.source
+                if meter.first_chunk_ns is not None:
+                    note.attributes[names.GEN_AI_FIRST_CHUNK] = (meter.first_chunk_ns - started_ns) / 1e9
+            note.attributes[names.GEN_AI_FINISH_REASONS] = completion.finish_reasons
+            if completion.model:
+                note.attributes[names.GEN_AI_RESPONSE_MODEL] = completion.model
+            if completion.id:
+                note.attributes[names.GEN_AI_RESPONSE_ID] = completion.id
+            if timeline.capture:
+                note.attributes[names.GEN_AI_OUTPUT_MESSAGES] = _told([completion.message])
+        return completion if completion.body.get("usage") else completion.with_usage(usage)
+
+    def bill(self, meter: Meter, body: Mapping[str, Any]) -> tuple[Usage, Cost]:
+        """Return the tokens and the cost of all that was sent; each try is rounded once, as an upstream bills it."""
+        usage, nanos, source = Usage(), 0, Source.REPORTED
+        for use in meter.uses:
+            if use.refused:
+                continue
+            used, known = _usage(use, body)
+            usage = usage.plus(used)
+            if use.charged_nanos is not None:
+                nanos += use.charged_nanos
+            elif self.price is None:
+                source = Source.UNKNOWN
+            else:
+                nanos += self.price.cost(used)
+                source = source if known else Source.ESTIMATED
+        return usage, Cost(None if source is Source.UNKNOWN else nanos, source)
+
+    async def _tries(self, call: Call, meter: Meter, note: Note, sink: Sink | None) -> Completion:
+        tries = 0
+        while True:
+            try:
+                return await self._try(call, meter, sink)
+            except ProviderError as error:
+                wait = _wait(tries, error.retry_after)
+                committed = sink is not None and meter.first_chunk_ns is not None
+                in_time = asyncio.get_running_loop().time() + wait < call.deadline
+                if committed or not error.retryable or tries >= self.retries or not in_time:
+                    raise
+                note.event(names.RETRY_EVENT, **{names.ERROR_TYPE: error.reason, "wait": wait})
+                tries += 1
+            await asyncio.sleep(wait)
+
+    async def _try(self, call: Call, meter: Meter, sink: Sink | None) -> Completion:
+        until = min(call.deadline, asyncio.get_running_loop().time() + self.timeout)
+        try:
+            async with asyncio.timeout_at(until):
+                return await self.provider.complete(call, meter, sink)
+        except TimeoutError:
+            msg = f"model {self.alias!r} gave no answer in time"
+            raise ProviderTimeout(msg) from None
+
+    def _describe(self, note: Note) -> None:
+        told = note.attributes
+        told[names.GEN_AI_OPERATION] = "chat"
+        told[names.GEN_AI_PROVIDER] = self.kind
+        told[names.GEN_AI_REQUEST_MODEL] = self.name
+        if self.address is not None:
+            told[names.SERVER_ADDRESS] = self.address
+        if self.port is not None:
+            told[names.SERVER_PORT] = self.port
+
+
+def _usage(use: Use, body: Mapping[str, Any]) -> tuple[Usage, bool]:
+    """Return a try's usage, and whether it is the provider's own word."""
+    if use.usage is not None:
+        return use.usage, True
+    return Usage(count_request(body), count("".join(use.received))), False
+
+
+def _wait(tries: int, asked: float | None) -> float:
+    """Return the seconds to wait: full jitter on a doubling bound, and no less than the provider asks for.
+
+    Full jitter: M. Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015.
+    """
+    bound = min(_LONGEST_WAIT, _FIRST_WAIT * 2**tries)
+    return max(random.uniform(0, bound), asked or 0.0)  # noqa: S311 - spreads load, keeps no secret
+
+
+def _told(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Write messages as the GenAI conventions do: a role, and parts with their type."""
+    told = [
+        {"role": message.get("role"), "parts": [{"type": "text", "content": content_text(message.get("content"))}]}
+        for message in messages
+    ]
+    return orjson.dumps(told).decode()

@@ -1,0 +1,358 @@
+"""The path of a request, from task to answer. Read :meth:`Router.route` first; all else here serves it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from tracerouter.cache import output_key, prompt_hash
+from tracerouter.errors import CallerGone, ProviderError, UnknownModel, nearest
+from tracerouter.policy import decide
+from tracerouter.providers import HandlerProvider, Model, compose
+from tracerouter.telemetry import Telemetry, names
+from tracerouter.tokens import count_request
+from tracerouter.types import (
+    Attempt,
+    Call,
+    Classification,
+    Completion,
+    Cost,
+    Decision,
+    Entry,
+    Escalation,
+    Hit,
+    Meter,
+    Outcome,
+    Reason,
+    Rung,
+    Status,
+    Task,
+    Usage,
+    Verdict,
+)
+from tracerouter.validators import judge
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+    from tracerouter.cache import OutputCache
+    from tracerouter.policy import Policy
+    from tracerouter.protocols import Classifier, Ledger, Sink
+    from tracerouter.telemetry import Draft, Note
+    from tracerouter.validators import Checks, Validator
+
+
+AUTO = "auto"
+"""The model name that lets the router choose."""
+
+HANDLER = "handler"
+"""The alias of the wrapped service where the file gives it none."""
+
+
+class Router:
+    """Sends easy work to a cheap model, validates the answer, and escalates what fails or what policy reserves.
+
+    Args:
+        models: The models that the policy names, in any order.
+        policy: Where a request goes.
+        classifier: Says what a request is.
+        checks: Makes the validators of a request.
+        cache: Answers given before. None: nothing is kept.
+        ledger: Where spend is booked. None: nowhere.
+        telemetry: Where traces, metrics and records go. By default nowhere.
+        timeout: Seconds from the start of ``route`` to the deadline, where the task names none.
+        closing: Frees what the rooms hold, when the router is closed.
+
+    Raises:
+        ConfigError: The policy names a model that is not there.
+    """
+
+    def __init__(  # noqa: PLR0913 - its rooms, each named once
+        self,
+        models: Iterable[Model],
+        policy: Policy,
+        *,
+        classifier: Classifier,
+        checks: Checks,
+        cache: OutputCache | None = None,
+        ledger: Ledger | None = None,
+        telemetry: Telemetry | None = None,
+        timeout: float = 60.0,
+        closing: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self.models: dict[str, Model] = {model.alias: model for model in models}
+        policy.check_aliases(self.models)
+        self.policy = policy
+        self.telemetry = telemetry or Telemetry()
+        self._classifier = classifier
+        self._checks = checks
+        self._cache = cache if policy.caches else None
+        self._ledger = ledger
+        self._timeout = timeout
+        self._closing = closing
+        self._providers = {model.alias: model.kind for model in self.models.values()}
+        self._handlers = {alias for alias, model in self.models.items() if isinstance(model.provider, HandlerProvider)}
+        if not self._handlers:  # a wrapped endpoint needs no line in the file
+            self._handlers.add(HANDLER)
+            self.models[HANDLER] = Model(alias=HANDLER, name=HANDLER, provider=HandlerProvider(), kind=HANDLER)
+
+    async def route(self, task: Task, sink: Sink | None = None) -> Outcome:
+        """Answer `task`, as cheaply as policy and validators allow.
+
+        Args:
+            task: What is asked.
+            sink: Takes the answer as OpenAI chunks while it arrives. The first one taken commits: no other rung can be
+                tried after it.
+
+        Returns:
+            The Outcome, with every attempt and its cost; providers' failures are told in it.
+
+        Raises:
+            BadRequest: The task itself is wrong: an unknown model, a schema that is no schema.
+            CallerGone: The sink raised.
+        """
+        pinned, ladder, tap = self._pinned(task), self._ladder(task), _Tap(sink)
+        deadline = asyncio.get_running_loop().time() + (task.timeout or self._timeout)
+        with self._draft(task, ladder) as draft:
+            hit = await self._look_up(task, draft)
+            if hit.fresh:
+                return await self._answer(Status.CACHED, Reason.CACHE_HIT, hit.completion, tap, draft)
+            classification = await self._classify(task, draft)
+            decision = self._decide(task, classification, ladder, pinned, draft)
+            validators = self._checks.of(task, decision.rules)
+            escalation = None
+            for rung in decision.rungs:
+                call = self._call(task, decision, rung, escalation, deadline)
+                attempt = await self._attempt(rung, call, validators, tap, draft)
+                if attempt.accepted:
+                    await self._keep(hit, decision, attempt)
+                    return await self._answer(Status.ANSWERED, draft.reason, attempt.completion, tap, draft)
+                if tap.committed or _past(deadline):
+                    break
+                escalation = _escalation(attempt, classification, hit)
+            return draft.end(*_no_answer(decision))
+
+    def ended_at_handler(self, outcome: Outcome) -> bool:
+        """Return whether the wrapped service had the last word."""
+        return self._at_handler(outcome.attempts)
+
+    async def close(self) -> None:
+        """Free what the router was built on, if it came from a file."""
+        if self._closing is not None:
+            await self._closing()
+
+    def _at_handler(self, attempts: Sequence[Attempt]) -> bool:
+        return bool(attempts) and attempts[-1].rung.alias in self._handlers
+
+    @property
+    def aliases(self) -> list[str]:
+        """The models that a caller may name."""
+        return [alias for alias in self.models if alias not in self._handlers]
+
+    def _pinned(self, task: Task) -> str | None:
+        if task.model == AUTO:
+            return None
+        if task.model in self.aliases:
+            return task.model
+        if task.handler is not None:  # the wrapped service has model names of its own
+            return None
+        known = [AUTO, *self.aliases]
+        msg = f"there is no model {task.model[:64]!r}{nearest(task.model, known)}; known are {', '.join(known)}"
+        raise UnknownModel(msg, "model")
+
+    def _ladder(self, task: Task) -> tuple[str, ...]:
+        """Return the rungs that this request may use: the wrapped service's handler only where there is one."""
+        ladder = self.policy.ladder_of(task.caller)
+        if task.handler is None:
+            return tuple(alias for alias in ladder if alias not in self._handlers)
+        if ladder == self.policy.ladder and self._handlers.isdisjoint(ladder):
+            return (*ladder, next(iter(self._handlers)))
+        return ladder
+
+    def _draft(self, task: Task, ladder: Sequence[str]) -> Draft:
+        top = self.models[ladder[-1]].price if ladder else None
+        return self.telemetry.draft(
+            task,
+            policy=self.policy.id,
+            prompt_hash=prompt_hash(task, self.telemetry.secret),
+            providers=self._providers,
+            baseline=top.cost if top else None,
+        )
+
+    async def _look_up(self, task: Task, draft: Draft) -> Hit:
+        key = output_key(task, scope=self.policy.scope, salt=self.policy.salt) if self._cache else None
+        if self._cache is None or key is None:
+            return draft.hit
+        with draft.timeline.stage("cache") as stage:
+            draft.hit = hit = await self._cache.look_up(key, task.freshness)
+            stage.attributes[names.CACHE_LAYER] = hit.layer
+            stage.attributes[names.CACHE_STATUS] = hit.status
+            stage.attributes[names.CACHE_KEY_HASH] = key
+            if hit.age is not None:
+                stage.attributes[names.CACHE_AGE] = hit.age
+        return hit
+
+    async def _classify(self, task: Task, draft: Draft) -> Classification:
+        with draft.timeline.stage("classify") as stage:
+            found = await self._classifier.classify(task)
+            if task.hint is not None:  # the caller knows the task, but does not get to deny a risk
+                found = Classification(task.hint, 1.0, found.risks, "hint")
+            draft.classification = found
+            told = stage.attributes
+            told[names.LABEL] = found.label
+            told[names.CONFIDENCE] = found.confidence
+            told[names.CLASSIFIER] = found.classifier
+            told[names.CLASSIFIER_CACHED] = found.cached
+            if found.version:
+                told[names.CLASSIFIER_VERSION] = found.version
+            if found.risks:
+                told[names.RISKS] = sorted(found.risks)
+        return found
+
+    def _decide(
+        self, task: Task, found: Classification, ladder: Sequence[str], pinned: str | None, draft: Draft
+    ) -> Decision:
+        limit = self.policy.task(found.label).max_input_tokens
+        tokens = count_request(task.body) if limit is not None else 0
+        draft.decision = decide(found, task.caller, self.policy, ladder=ladder, pinned=pinned, input_tokens=tokens)
+        return draft.decision
+
+    def _call(
+        self, task: Task, decision: Decision, rung: Rung, escalation: Escalation | None, deadline: float
+    ) -> Call:
+        model = self.models[rung.alias]
+        body = compose(task, decision.rules, escalation, model=model.name, limit_field=model.limit_field)
+        return Call(body, deadline, handler=task.handler, escalation=escalation)
+
+    async def _attempt(
+        self, rung: Rung, call: Call, validators: Sequence[Validator], tap: _Tap, draft: Draft
+    ) -> Attempt:
+        """Try one rung, validate its answer and settle its cost, however it ends."""
+        model, meter = self.models[rung.alias], Meter()
+        completion, verdict, error, cancelled = None, None, None, True
+        try:
+            with draft.timeline.stage(rung.role) as stage:
+                try:
+                    completion = await model.complete(call, meter, draft.timeline, tap.live(validators))
+                finally:
+                    _describe(stage, rung, call, *model.bill(meter, call.body))
+            if rung.alias in self._handlers:
+                verdict = Verdict()  # the service's own answer is passed on as it is
+            else:
+                verdict, completion = await self._validate(validators, completion, draft)
+            cancelled = False
+        except ProviderError as failed:
+            error, cancelled = failed, False
+        finally:
+            usage, cost = stage.usage or Usage(), Cost(stage.cost_nanos, stage.attributes[names.COST_SOURCE])
+            attempt = Attempt(rung, usage, cost, stage.latency, completion, verdict, error, cancelled)
+            draft.attempts.append(attempt)
+            booked = self._settle(attempt, draft)
+        if booked is not None:
+            await booked
+        return attempt
+
+    async def _validate(
+        self, validators: Sequence[Validator], completion: Completion, draft: Draft
+    ) -> tuple[Verdict, Completion]:
+        with draft.timeline.stage("validate") as stage:
+            verdict, completion = await judge(validators, draft.task, completion)
+            stage.attributes[names.VALIDATION_STATUS] = verdict.status
+            if verdict.failures:
+                told = [f"{failure.detail or failure.code} {failure.path}" for failure in verdict.failures]
+                stage.attributes[names.VALIDATION_FAILURES] = told
+        return verdict, completion
+
+    def _settle(self, attempt: Attempt, draft: Draft) -> Awaitable[None] | None:
+        """Book what the attempt cost; a cancelled request does not wait until that is durable."""
+        if self._ledger is None:
+            return None
+        return self._ledger.settle(
+            Entry(
+                draft.request_id,
+                len(draft.attempts),
+                draft.started,
+                draft.task.caller,
+                attempt.rung.role,
+                attempt.rung.alias,
+                attempt.usage,
+                attempt.cost,
+            )
+        )
+
+    async def _keep(self, hit: Hit, decision: Decision, attempt: Attempt) -> None:
+        ttl = decision.rules.cache_ttl
+        if self._cache and hit.key and ttl and attempt.completion and attempt.rung.alias not in self._handlers:
+            await self._cache.keep(hit.key, attempt.completion, ttl)
+
+    async def _answer(
+        self, status: Status, reason: Reason, completion: Completion | None, tap: _Tap, draft: Draft
+    ) -> Outcome:
+        """Pour an answer that was held back into the caller's sink, and end the request."""
+        if completion is not None and not tap.committed and not self._at_handler(draft.attempts):
+            await tap.pour(completion)
+        return draft.end(status, reason, completion)
+
+
+class _Tap:
+    """The caller's sink, if there is one, and whether anything went into it: the commit boundary."""
+
+    def __init__(self, sink: Sink | None) -> None:
+        self._sink = sink
+        self.committed = False
+
+    def live(self, validators: Iterable[Validator]) -> Sink | None:
+        """Return where a model may stream to: nowhere, if the whole text must be judged first."""
+        return None if self._sink is None or any(one.reads_text for one in validators) else self._take
+
+    async def pour(self, completion: Completion) -> None:
+        """Give a whole answer, one chunk a choice."""
+        if self._sink is None:
+            return
+        told = {name: completion.body[name] for name in ("id", "created", "model") if name in completion.body}
+        for choice in completion.body["choices"]:
+            delta = {**choice["message"]}
+            if delta.get("tool_calls"):
+                delta["tool_calls"] = [{"index": at, **call} for at, call in enumerate(delta["tool_calls"])]
+            piece = {"index": choice.get("index", 0), "delta": delta, "finish_reason": None}
+            await self._take({**told, "object": "chat.completion.chunk", "choices": [piece]})
+
+    async def _take(self, chunk: Mapping[str, Any]) -> None:
+        if self._sink is None:
+            return
+        self.committed = True
+        try:
+            await self._sink(chunk)
+        except Exception as error:
+            msg = "the caller's sink took no more"
+            raise CallerGone(msg) from error
+
+
+def _describe(stage: Note, rung: Rung, call: Call, usage: Usage, cost: Cost) -> None:
+    stage.usage, stage.cost_nanos = usage, cost.nanos
+    stage.attributes[names.COST_SOURCE] = cost.source
+    if call.escalation is not None:
+        stage.attributes[names.FALLBACK_FROM] = call.escalation.source
+        stage.attributes[names.FALLBACK_TO] = rung.alias
+        stage.attributes[names.FALLBACK_REASON] = call.escalation.reason
+
+
+def _escalation(attempt: Attempt, classification: Classification, hit: Hit) -> Escalation:
+    return Escalation(
+        source=attempt.rung.alias,
+        reason=attempt.reason or Reason.PROVIDER_ERROR,
+        classification=classification,
+        rejected=attempt.completion,
+        failures=attempt.verdict.failures if attempt.verdict else (),
+        stale=hit.completion,
+    )
+
+
+def _no_answer(decision: Decision) -> tuple[Status, Reason]:
+    if decision.rungs:
+        return Status.FAILED, Reason.NO_RUNG_LEFT
+    return Status.REFUSED, decision.reason
+
+
+def _past(deadline: float) -> bool:
+    return asyncio.get_running_loop().time() >= deadline

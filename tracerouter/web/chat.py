@@ -1,0 +1,231 @@
+"""OpenAI's chat completions over HTTP: a request becomes a Task, an Outcome becomes an answer or a stream."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from typing import TYPE_CHECKING, Any, Protocol
+
+import orjson
+from aiohttp import web
+
+from tracerouter.errors import BadRequest, CallerGone, TooLarge
+from tracerouter.types import Freshness, Outcome, Task
+from tracerouter.web import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tracerouter.router import Router
+    from tracerouter.types import Call, Caller, Completion, Meter
+
+OUTCOME = web.RequestKey("tracerouter.outcome", Outcome)
+"""The Outcome of the request, once it was routed."""
+
+
+class Service(Protocol):
+    """A wrapped handler, called as a rung, which may have answered already."""
+
+    response: web.StreamResponse | None
+
+    async def __call__(self, call: Call, meter: Meter) -> Completion:
+        """Run the handler."""
+        ...
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
+_MAX_AGE = re.compile(r"max-age=(\d{1,9})")
+
+
+def request_id(request: web.Request) -> str:
+    """Return the caller's request id if it is well-formed, or a new one."""
+    asked = request.headers.get("x-request-id", "")
+    return asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+
+
+async def read_task(
+    request: web.Request,
+    caller: Caller,
+    *,
+    max_bytes: int,
+    request_id: str,
+    handler: Service | None = None,
+) -> Task:
+    """Read a chat completion request.
+
+    Raises:
+        BadRequest: Names the field or header that is wrong.
+        TooLarge: The body is larger than `max_bytes`.
+    """
+    try:
+        raw = await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        msg = f"the body is larger than the {max_bytes} bytes that are taken"
+        raise TooLarge(msg, "messages") from None
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        msg = f"the body is no JSON: {error}"
+        raise BadRequest(msg) from None
+    return Task.parse(
+        body,
+        max_bytes=max_bytes,
+        caller=caller,
+        hint=_header(request, "x-tracerouter-task", _NAME),
+        urgency=_urgency(request),
+        freshness=_freshness(request),
+        timeout=_timeout(request),
+        request_id=request_id,
+        handler=handler,
+    )
+
+
+async def answer(
+    request: web.Request, router: Router, task: Task, service: Service | None = None
+) -> web.StreamResponse:
+    """Route `task` and answer as OpenAI does: plain, or as server-sent events where the task asks for a stream.
+
+    Where a wrapped `service` had the last word, its own response is the answer.
+    """
+    stream = _Stream(request, task) if task.body.get("stream") else None
+    try:
+        outcome = await router.route(task, stream.send if stream else None)
+    except BadRequest as error:
+        return errors.response(errors.of_bad_request(error), task.request_id or "")
+    except CallerGone:
+        if stream is None or stream.response is None:
+            raise
+        return stream.response
+    request[OUTCOME] = outcome
+    if service is not None and service.response is not None and router.ended_at_handler(outcome):
+        if not service.response.prepared:
+            service.response.headers.update(outcome.headers)
+        return service.response
+    if stream is not None and (stream.response is not None or outcome.completion is not None):
+        return await stream.finish(outcome)
+    if outcome.completion is None:
+        return errors.response(errors.of_outcome(outcome), outcome.request_id, outcome.headers)
+    return web.Response(
+        body=orjson.dumps(plain(outcome.completion, outcome)),
+        headers=outcome.headers,
+        content_type="application/json",
+    )
+
+
+def plain(completion: Completion, outcome: Outcome) -> dict[str, Any]:
+    """Make the body of a plain answer."""
+    return {**_identity(completion, outcome.request_id), **completion.body, "tracerouter": outcome.facts}
+
+
+class _Stream:
+    """An answer as server-sent events. The response starts with the first chunk, so that until then an error can
+    have a status of its own."""
+
+    def __init__(self, request: web.Request, task: Task) -> None:
+        self._request = request
+        self._id = task.request_id or ""
+        self._with_usage = bool((task.body.get("stream_options") or {}).get("include_usage"))
+        self._identity: dict[str, Any] = {}
+        self.response: web.StreamResponse | None = None
+
+    async def send(self, chunk: Mapping[str, Any]) -> None:
+        """Write one chunk; waits while the client is slow."""
+        if self.response is None:
+            self._identity = _identity_of(chunk, self._id)
+            self.response = await self._start()
+        await self._write({**self._identity, **chunk})
+
+    async def finish(self, outcome: Outcome) -> web.StreamResponse:
+        """Write how it ended: finish reasons, usage where it was asked for, and the request's facts."""
+        response = self.response = self.response or await self._start()
+        completion = outcome.completion
+        if completion is None:
+            problem = errors.of_outcome(outcome)
+            told = orjson.loads(errors.body(problem, outcome.request_id)) | {"tracerouter": outcome.facts}
+            await self._write(told)
+        else:
+            await self._finish_choices(completion, outcome)
+        await response.write(b"data: [DONE]\n\n")
+        await response.write_eof()
+        return response
+
+    async def _finish_choices(self, completion: Completion, outcome: Outcome) -> None:
+        shell = self._identity or _identity_of(completion.body, self._id)
+        ends = [
+            {"index": choice.get("index", 0), "delta": {}, "finish_reason": choice.get("finish_reason")}
+            for choice in completion.body["choices"]
+        ]
+        last = {**shell, "object": "chat.completion.chunk", "choices": ends}
+        if self._with_usage:
+            await self._write(last)
+            last = {**last, "choices": [], "usage": completion.body.get("usage")}
+        await self._write({**last, "tracerouter": outcome.facts})
+
+    async def _start(self) -> web.StreamResponse:
+        headers = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-request-id": self._id}
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(self._request)
+        return response
+
+    async def _write(self, chunk: Mapping[str, Any]) -> None:
+        if self.response is not None:
+            await self.response.write(b"data: " + orjson.dumps(chunk) + b"\n\n")
+
+
+def _identity(completion: Completion, fallback: str) -> dict[str, Any]:
+    return {**_identity_of(completion.body, fallback), "object": "chat.completion"}
+
+
+def _identity_of(body: Mapping[str, Any], fallback: str) -> dict[str, Any]:
+    """Return what OpenAI's clients expect every answer and chunk to have."""
+    return {
+        "id": body.get("id") or f"chatcmpl-{fallback}",
+        "object": "chat.completion.chunk",
+        "created": body.get("created") or int(time.time()),
+        "model": body.get("model") or "tracerouter",
+    }
+
+
+def _header(request: web.Request, name: str, shape: re.Pattern[str]) -> str | None:
+    value = request.headers.get(name)
+    if value is not None and not shape.fullmatch(value):
+        msg = f"the header `{name}` must be a name of letters, digits and _.:-, at most 64 characters long"
+        raise BadRequest(msg, name)
+    return value
+
+
+def _urgency(request: web.Request) -> str:
+    value = request.headers.get("x-tracerouter-urgency", "interactive")
+    if value not in {"interactive", "batch"}:
+        msg = "the header `x-tracerouter-urgency` must be interactive or batch"
+        raise BadRequest(msg, "x-tracerouter-urgency")
+    return value
+
+
+def _freshness(request: web.Request) -> Freshness:
+    value = request.headers.get("x-tracerouter-cache")
+    if value is None:
+        return Freshness()
+    if value == "no-store":
+        return Freshness(no_store=True)
+    match = _MAX_AGE.fullmatch(value)
+    if match is None:
+        msg = "the header `x-tracerouter-cache` must be no-store or max-age=SECONDS"
+        raise BadRequest(msg, "x-tracerouter-cache")
+    return Freshness(max_age=float(match[1]))
+
+
+def _timeout(request: web.Request) -> float | None:
+    value = request.headers.get("x-tracerouter-timeout")
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= 86_400:  # noqa: PLR2004 - a day; also turns down nan and inf
+        msg = "the header `x-tracerouter-timeout` must be a number of seconds, above 0 and at most 86400"
+        raise BadRequest(msg, "x-tracerouter-timeout")
+    return seconds

@@ -1,0 +1,93 @@
+"""Errors as OpenAI-shaped JSON, with the status that OpenAI's clients act on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import orjson
+from aiohttp import web
+
+from tracerouter.errors import BadRequest, ProviderError, RequestRejected
+from tracerouter.types import Outcome, Reason, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_BY_STATUS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+}
+_REFUSED = {Reason.NOT_ALLOWED: (403, "your tier may not use this model")}
+
+
+class Problem(NamedTuple):
+    """What an error answer says."""
+
+    status: int
+    message: str
+    code: str
+    param: str | None = None
+    retry_after: float | None = None
+    """Seconds."""
+
+    @property
+    def kind(self) -> str:
+        """OpenAI's name for this sort of error."""
+        return _BY_STATUS.get(self.status, "server_error")
+
+
+def of_bad_request(error: BadRequest) -> Problem:
+    """Tell what is wrong with the request."""
+    return Problem(error.status, error.message, error.code, error.param)
+
+
+def of_outcome(outcome: Outcome) -> Problem:
+    """Tell why there is no answer: the last attempt's failure decides the status."""
+    if outcome.status is Status.REFUSED:
+        status, message = _REFUSED.get(outcome.reason, (503, "no model is left that may serve this request"))
+        return Problem(status, message, outcome.reason)
+    tried = ", ".join(f"{a.rung.alias}: {a.reason}" for a in outcome.attempts) or "none was tried"
+    message = f"no model gave an acceptable answer ({tried})"
+    last = outcome.attempts[-1] if outcome.attempts else None
+    error = last.error if last else None
+    if last is None or error is None:
+        return Problem(502, message, outcome.reason)
+    if last.reason is Reason.TIMEOUT:
+        return Problem(504, message, outcome.reason)
+    if last.reason is Reason.RATE_LIMITED:
+        return Problem(429, message, outcome.reason, retry_after=error.retry_after)
+    if last.reason is Reason.CONTEXT_TOO_LONG:
+        return Problem(400, message, "context_length_exceeded", "messages")
+    return _rejected(error, message, outcome.reason)
+
+
+def response(problem: Problem, request_id: str, headers: Mapping[str, str] | None = None) -> web.Response:
+    """Make the error answer; it says which request id to quote."""
+    told = dict(headers or {})
+    told["x-request-id"] = request_id
+    if problem.retry_after is not None:
+        told["retry-after"] = str(max(1, round(problem.retry_after)))
+    if problem.status == 401:  # noqa: PLR2004 - HTTP's own number
+        told["www-authenticate"] = "Bearer"
+    return web.Response(
+        body=body(problem, request_id), status=problem.status, headers=told, content_type="application/json"
+    )
+
+
+def body(problem: Problem, request_id: str) -> bytes:
+    """Write the error as OpenAI writes its own."""
+    message = f"{problem.message} (request id {request_id})"
+    return orjson.dumps(
+        {"error": {"message": message, "type": problem.kind, "code": problem.code, "param": problem.param}}
+    )
+
+
+def _rejected(error: ProviderError, message: str, reason: str) -> Problem:
+    """Blame the caller only for what the provider said of the request itself."""
+    if isinstance(error, RequestRejected) and error.status in {400, 413, 422}:
+        return Problem(400, f"{message}: {error}", "invalid_request")
+    return Problem(502, message, reason)

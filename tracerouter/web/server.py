@@ -1,0 +1,127 @@
+"""The gateway: OpenAI's HTTP API in front of a Router."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+from aiohttp import web
+
+from tracerouter.errors import BadRequest, Unauthorized
+from tracerouter.router import AUTO
+from tracerouter.types import Caller
+from tracerouter.web import chat, errors, tracing
+
+if TYPE_CHECKING:
+    from aiohttp.typedefs import Handler
+
+    from tracerouter.router import Router
+
+log = logging.getLogger(__name__)
+
+REQUEST_ID = web.RequestKey("tracerouter.request_id", str)
+_UNTRACED = frozenset({"/healthz", "/readyz"})
+
+
+class Keys(Protocol):
+    """Knows API keys."""
+
+    def caller(self, key: str) -> Caller | None:
+        """Return whom `key` stands for, or None."""
+        ...
+
+
+def application(router: Router, *, keys: Keys | None, max_body: int) -> web.Application:
+    """Make the gateway's application. It closes the router when it is cleaned up.
+
+    Args:
+        router: Where requests go.
+        keys: API keys; None: everybody is the tenant ``default``.
+        max_body: The largest request body (bytes).
+    """
+    gateway = _Gateway(router, keys, max_body)
+    app = web.Application(client_max_size=max_body, middlewares=[gateway.around])
+    app.router.add_post("/v1/chat/completions", gateway.chat_completions)
+    app.router.add_get("/v1/models", gateway.models)
+    app.router.add_get("/healthz", gateway.healthz)
+    app.router.add_get("/readyz", gateway.readyz)
+    app.on_shutdown.append(gateway.drain)
+    app.on_cleanup.append(gateway.close)
+    return app
+
+
+class _Gateway:
+    def __init__(self, router: Router, keys: Keys | None, max_body: int) -> None:
+        self._router = router
+        self._keys = keys
+        self._max_body = max_body
+        self._draining = False
+
+    @web.middleware
+    async def around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Trace the request, and answer whatever goes wrong in OpenAI's shape."""
+        request[REQUEST_ID] = request_id = chat.request_id(request)
+        if request.path in _UNTRACED:
+            return await handler(request)
+        async with tracing.served(request, self._router.telemetry, request_id) as note:
+            response = await self._answered(request, handler, request_id)
+            if note is not None:
+                note.answered(response.status)
+        return response
+
+    async def _answered(self, request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except BadRequest as error:
+            problem = errors.of_bad_request(error)
+        except web.HTTPException as error:
+            code = "not_found" if error.status == 404 else "http_error"  # noqa: PLR2004 - HTTP's own number
+            problem = errors.Problem(error.status, f"{request.method} {request.path[:128]}: {error.reason}", code)
+        except Exception:
+            log.exception("request %s failed", request_id)
+            problem = errors.Problem(500, "something went wrong here", "internal")
+        return errors.response(problem, request_id)
+
+    async def chat_completions(self, request: web.Request) -> web.StreamResponse:
+        """``POST /v1/chat/completions``."""
+        caller = self._caller(request)
+        task = await chat.read_task(request, caller, max_bytes=self._max_body, request_id=request[REQUEST_ID])
+        return await chat.answer(request, self._router, task)
+
+    async def models(self, request: web.Request) -> web.Response:
+        """``GET /v1/models``: ``auto`` and the aliases."""
+        self._caller(request)
+        told = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "tracerouter"}
+            for name in (AUTO, *self._router.aliases)
+        ]
+        return web.json_response({"object": "list", "data": told}, headers={"x-request-id": request[REQUEST_ID]})
+
+    async def healthz(self, _: web.Request) -> web.Response:
+        """``GET /healthz``: the process lives."""
+        return web.json_response({"status": "ok"})
+
+    async def readyz(self, _: web.Request) -> web.Response:
+        """``GET /readyz``: it takes requests; 503 while it shuts down."""
+        if self._draining:
+            return web.json_response({"status": "draining"}, status=503)
+        return web.json_response({"status": "ready", "policy": self._router.policy.id})
+
+    async def drain(self, _: web.Application) -> None:
+        """Say that no more requests should come; those under way go on."""
+        self._draining = True
+
+    async def close(self, _: web.Application) -> None:
+        """Flush spans and free everything, after the last request."""
+        await self._router.close()
+
+    def _caller(self, request: web.Request) -> Caller:
+        if self._keys is None:
+            return Caller()
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        caller = self._keys.caller(key.strip()) if scheme.lower() == "bearer" and key else None
+        if caller is None:
+            found = "that key is not known" if key else "none was sent"
+            msg = f"an API key is needed, as `Authorization: Bearer KEY`; {found}"
+            raise Unauthorized(msg, "authorization")
+        return caller
