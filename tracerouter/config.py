@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 from dataclasses import dataclass
@@ -230,28 +231,13 @@ class Keys:
         return cls(dict(_callers(source, text)))
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Deployment:
-    """Everything that one process runs on. Close it when done."""
+    """What a process runs on. Closing the router frees all of it."""
 
     router: Router
     settings: Settings
     keys: Keys | None
-    store: SqliteStore
-    decisions: DecisionLog
-    ledger: SqliteLedger
-    session: _Session
-    providers: list[Provider]
-
-    async def close(self) -> None:
-        """Drain the ledger, flush telemetry, free the models."""
-        await self.session.close()
-        for provider in self.providers:
-            closing = getattr(provider, "close", None)
-            if closing is not None:
-                await closing()
-        self.router.telemetry.close()
-        self.store.close()
 
 
 def load(path: Path) -> Deployment:
@@ -271,25 +257,37 @@ def build(settings: Settings, folder: Path = Path()) -> Deployment:
     """
     policy = policies.load(folder / settings.policy)
     policy.check_aliases(settings.models)
+    keys = Keys.load(settings.keys, folder) if settings.keys else None
+    checks = Checks(policy.validators)
     session = _Session()
     models = [_model(alias, model, session) for alias, model in settings.models.items()]
     classifier = CachedClassifier(Chain([_classifier(one, policy, folder) for one in settings.classifier]))
-    store = SqliteStore(_store_path(settings.store, folder))
-    decisions, ledger = DecisionLog(store), SqliteLedger(store)
-    telemetry = _telemetry(settings.telemetry, policy, decisions, store)
-    telemetry.instruments.tenant_spend.read = ledger.spend_gauge
+    store = SqliteStore(store_path(settings.store, folder))
+    ledger = SqliteLedger(store)
+    telemetry = _telemetry(settings.telemetry, policy, store)
+    telemetry.instruments.tenant_spend.read = ledger.tenant_spend
+
+    async def closing() -> None:
+        await session.close()
+        for model in models:
+            close = getattr(model.provider, "close", None)
+            if close is not None:
+                await close()
+        await asyncio.to_thread(telemetry.close)
+        await asyncio.to_thread(store.close)
+
     router = Router(
         models,
         policy,
         classifier=classifier,
-        checks=Checks(policy.validators),
+        checks=checks,
         cache=OutputCache(BoundedMemoryCache()),
         ledger=ledger,
         telemetry=telemetry,
         timeout=settings.timeout,
+        closing=closing,
     )
-    keys = Keys.load(settings.keys, folder) if settings.keys else None
-    return Deployment(router, settings, keys, store, decisions, ledger, session, [model.provider for model in models])
+    return Deployment(router, settings, keys)
 
 
 class _Session:
@@ -299,6 +297,7 @@ class _Session:
         self._session: aiohttp.ClientSession | None = None
 
     def __call__(self) -> aiohttp.ClientSession:
+        """Return it."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
@@ -309,6 +308,7 @@ class _Session:
         return self._session
 
     async def close(self) -> None:
+        """Close its connections."""
         if self._session is not None:
             await self._session.close()
 
@@ -344,6 +344,11 @@ def _simulated(found: SimulatedModel) -> SimulatedProvider:
     raise NotImplementedError
 
 
+def stand_in(model: AnyModel) -> SimulatedModel:
+    """Return a simulated model of the same price, for where a real one can't be had."""
+    return SimulatedModel(provider="simulated", model="simulated-small", price=model.price)
+
+
 def _classifier(found: object, policy: Policy, folder: Path) -> Classifier:
     if found == "rules":
         return RulesClassifier(policy.label_patterns, policy.risk_patterns)
@@ -355,11 +360,11 @@ def _classifier(found: object, policy: Policy, folder: Path) -> Classifier:
     return made
 
 
-def _telemetry(found: TelemetryOf, policy: Policy, decisions: DecisionLog, store: SqliteStore) -> Telemetry:
+def _telemetry(found: TelemetryOf, policy: Policy, store: SqliteStore) -> Telemetry:
     keep = Keep(share=found.keep.share, slow=found.keep.slow, dear=found.keep.dear)
     facts: dict[str, Any] = {
         "keep": keep,
-        "decisions": decisions,
+        "decisions": DecisionLog(store),
         "tasks": frozenset(policy.tasks),
         "secret": store.secret(),
         "hash_users": found.hash_users,
@@ -372,7 +377,8 @@ def _telemetry(found: TelemetryOf, policy: Policy, decisions: DecisionLog, store
     return Telemetry(**facts)
 
 
-def _store_path(found: str, folder: Path) -> Path | str:
+def store_path(found: str, folder: Path) -> Path | str:
+    """Return the SQLite file that ``store`` names, or ``:memory:``."""
     return ":memory:" if found == "memory:" else folder / found.removeprefix("sqlite:///")
 
 

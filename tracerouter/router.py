@@ -132,6 +132,16 @@ class Router:
                 escalation = _escalation(attempt, classification, hit)
             return draft.end(*_no_answer(decision))
 
+    async def explain(self, task: Task) -> tuple[Classification, Decision]:
+        """Say what would be decided for `task`, without calling a model of the ladder.
+
+        Raises:
+            BadRequest: The task itself is wrong.
+        """
+        pinned = self._pinned(task)
+        found = await self._found(task)
+        return found, self._decision(task, found, self._ladder(task), pinned)
+
     def ended_at_handler(self, outcome: Outcome) -> bool:
         """Return whether the wrapped service had the last word."""
         return self._at_handler(outcome.attempts)
@@ -194,10 +204,7 @@ class Router:
 
     async def _classify(self, task: Task, draft: Draft) -> Classification:
         with draft.timeline.stage("classify") as stage:
-            found = await self._classifier.classify(task)
-            if task.hint is not None:  # the caller knows the task, but does not get to deny a risk
-                found = Classification(task.hint, 1.0, found.risks, "hint")
-            draft.classification = found
+            draft.classification = found = await self._found(task)
             told = stage.attributes
             told[names.LABEL] = found.label
             told[names.CONFIDENCE] = found.confidence
@@ -209,13 +216,22 @@ class Router:
                 told[names.RISKS] = sorted(found.risks)
         return found
 
+    async def _found(self, task: Task) -> Classification:
+        found = await self._classifier.classify(task)
+        if task.hint is None:
+            return found
+        return Classification(task.hint, 1.0, found.risks, "hint")  # a caller knows the task, but can't deny a risk
+
     def _decide(
         self, task: Task, found: Classification, ladder: Sequence[str], pinned: str | None, draft: Draft
     ) -> Decision:
+        draft.decision = self._decision(task, found, ladder, pinned)
+        return draft.decision
+
+    def _decision(self, task: Task, found: Classification, ladder: Sequence[str], pinned: str | None) -> Decision:
         limit = self.policy.task(found.label).max_input_tokens
         tokens = count_request(task.body) if limit is not None else 0
-        draft.decision = decide(found, task.caller, self.policy, ladder=ladder, pinned=pinned, input_tokens=tokens)
-        return draft.decision
+        return decide(found, task.caller, self.policy, ladder=ladder, pinned=pinned, input_tokens=tokens)
 
     def _call(
         self, task: Task, decision: Decision, rung: Rung, escalation: Escalation | None, deadline: float

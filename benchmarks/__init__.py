@@ -1,0 +1,1 @@
+"""The benchmark suite: drives the Router and the HTTP doors from outside."""

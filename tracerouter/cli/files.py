@@ -1,0 +1,88 @@
+"""Which files a command works on: the ones named, those in this folder, or the packaged ones that need no key."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tracerouter import config
+from tracerouter.errors import ConfigError
+from tracerouter.policy.file import read
+from tracerouter.providers.local import check_installed
+from tracerouter.providers.weights import weights
+from tracerouter.store import SqliteStore
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+HERE = Path("tracerouter.yaml")
+PACKAGED = Path(config.__file__).parent / "defaults"
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--config``."""
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="the deployment (default: ./tracerouter.yaml, or else the packaged demo)",
+    )
+
+
+def deployment(path: Path | None, say: Callable[[str], None]) -> config.Deployment:
+    """Build what the file describes; `say` is told what stands in for what.
+
+    Raises:
+        ConfigError: Names file, line, key, what was found, and the nearest right name.
+    """
+    return demo(say) if _is_demo(path) else config.load(path or HERE)
+
+
+def demo(say: Callable[[str], None]) -> config.Deployment:
+    """Build the packaged deployment: its models are real where they can be had, and `say` is told where they can't."""
+    paid = bool(os.environ.get("OPENAI_API_KEY"))
+    written = read(PACKAGED / ("openai.yaml" if paid else "demo.yaml"), config.Settings, variables=True)
+    models = dict(written.models)
+    if not paid:
+        say("expensive model: simulated (set OPENAI_API_KEY for a real one)")
+    try:
+        check_installed()
+        weights(say)
+    except ConfigError as error:
+        say(f"cheap model: simulated, since the local one can't be had: {error}")
+        models["small"] = config.stand_in(models["small"])
+    store = f"sqlite:///{_demo_store()}"
+    return config.build(written.model_copy(update={"models": models, "store": store}), PACKAGED)
+
+
+def store(path: Path | None) -> SqliteStore:
+    """Open the store that the file names, to read what happened.
+
+    Raises:
+        ConfigError: There is none yet.
+    """
+    if _is_demo(path):
+        return demo_store()
+    path = path or HERE
+    found = config.store_path(read(path, config.Settings, variables=True).store, path.parent)
+    if not isinstance(found, Path) or not found.exists():
+        msg = f"there is no decision log at {found}: nothing was routed yet, or `store` is memory:"
+        raise ConfigError(msg)
+    return SqliteStore(found)
+
+
+def demo_store() -> SqliteStore:
+    """Open the demo's store, in the user's cache folder."""
+    return SqliteStore(_demo_store())
+
+
+def _is_demo(path: Path | None) -> bool:
+    return path is None and not HERE.exists()
+
+
+def _demo_store() -> Path:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tracerouter"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / "demo.db"

@@ -1,0 +1,105 @@
+"""One request as text: its stages as a waterfall, with reasons, tokens and cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from tracerouter.telemetry import names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+_BAR: Final = 28
+"""Columns of the time axis."""
+_EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
+
+
+def render(row: Mapping[str, Any], timeline: Sequence[Mapping[str, Any]] | None) -> str:
+    """Draw one request.
+
+    Args:
+        row: Its row of the decision log.
+        timeline: Its stages; None where its trace was not kept.
+    """
+    lines = list(_heading(row))
+    if timeline is None:
+        lines += ["", "its trace was not kept; attempts:"]
+        lines += [f"  {tried['role']} {tried['model']}: {_attempt(tried)}" for tried in row.get("attempts") or ()]
+    else:
+        lines += ["", *_stages(timeline)]
+    return "\n".join(lines)
+
+
+def _heading(row: Mapping[str, Any]) -> Iterator[str]:
+    why = f"{row['route']} because {row['reason']}"
+    if row.get("fallback_from"):
+        why = f"{row['fallback_from']} → {row['fallback_to']} because {row['fallback_reason']}"
+    yield f"{row['outcome']}: {why}"
+    cost = f"{_usd(row['cost'])} ({row['cost_source']})"
+    if "baseline_cost" in row:
+        cost += f"; always-expensive {_usd(row['baseline_cost'])}"
+    yield f"cost {cost}"
+    label = row.get("task") or "not classified"
+    if "confidence" in row:
+        label += f" {row['confidence']:.2f}, threshold {row.get('threshold', 0):.2f}, by {row.get('classifier')}"
+    yield f"task {label}; tenant {row['tenant']}; policy {row['policy']}"
+    yield f"request {row['request_id']}; trace {row['trace_id']}"
+
+
+def _stages(timeline: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    whole = max(float(timeline[0]["duration_ms"]), 0.001)
+    drawn = list(_tree(timeline, timeline[0]["span_id"], ""))
+    told = [(f"{branch}{note['name']}", note) for branch, note in [("", timeline[0]), *drawn]]
+    width = max(len(name) for name, _ in told)
+    for name, note in told:
+        bar = _bar(float(note["start_ms"]) / whole, float(note["duration_ms"]) / whole)
+        yield f"{name:<{width}} {bar} {note['duration_ms']:>9.1f} ms  {_detail(note)}".rstrip()
+
+
+def _tree(
+    timeline: Sequence[Mapping[str, Any]], parent: str, margin: str
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    children = [note for note in timeline if note["parent_id"] == parent]
+    for note in children:
+        last = note is children[-1]
+        yield margin + ("└ " if last else "├ "), note
+        yield from _tree(timeline, note["span_id"], margin + ("  " if last else "│ "))
+
+
+def _bar(start: float, share: float) -> str:
+    before = min(round(start * _BAR * 8), _BAR * 8 - 1)
+    length = max(1, min(round(share * _BAR * 8), _BAR * 8 - before))
+    full, rest = divmod(length, 8)
+    return f"{' ' * (before // 8)}{'█' * full}{_EIGHTHS[rest].strip()}"[:_BAR].ljust(_BAR)
+
+
+def _detail(note: Mapping[str, Any]) -> str:
+    told = note["attributes"]
+    parts = []
+    if names.CACHE_STATUS in told and note["name"] == "cache":
+        parts.append(told[names.CACHE_STATUS])
+    if note["name"] == "classify":
+        parts.append(f"{told[names.LABEL]} {told[names.CONFIDENCE]:.2f}")
+        parts += [f"risks {', '.join(told[names.RISKS])}"] if names.RISKS in told else []
+    if names.FALLBACK_REASON in told and note["name"] == "fallback":
+        parts.append(f"{told[names.FALLBACK_FROM]} → {told[names.FALLBACK_TO]}: {told[names.FALLBACK_REASON]}")
+    if note["name"] == "validate":
+        parts.append(told[names.VALIDATION_STATUS])
+        parts += told.get(names.VALIDATION_FAILURES, ())
+    used_in = told.get(names.GEN_AI_INPUT_TOKENS, 0)
+    used_out = told.get(names.GEN_AI_OUTPUT_TOKENS, 0)
+    if used_in or used_out:
+        parts.append(f"{used_in} in, {used_out} out, {_usd(told[names.COST]) if names.COST in told else 'cost unknown'}")
+    if names.ERROR_TYPE in told:
+        parts.append(f"ERROR {told[names.ERROR_TYPE]}")
+    parts += [f"{event['name']} at {event['at_ms']:.0f} ms ({event.get(names.ERROR_TYPE)})" for event in note["events"]]
+    return "; ".join(parts)
+
+
+def _attempt(tried: Mapping[str, Any]) -> str:
+    cost = _usd(tried["cost"]) if "cost" in tried else "cost unknown"
+    return f"{tried.get('failure', 'accepted')}, {tried['latency_ms']:.0f} ms, {cost}"
+
+
+def _usd(amount: float) -> str:
+    return f"${amount:.6f}"
