@@ -1,0 +1,125 @@
+"""Where a request goes, and why: every reason a decision can have is reached here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracerouter.policy import Policy, PolicyFile, decide
+from tracerouter.policy.model import RISKS
+from tracerouter.types import Caller, Classification, Decision, Reason, Role
+
+
+def policy_of(**written: Any) -> Policy:
+    return Policy.of(PolicyFile.model_validate({"ladder": ["small", "large"], **written}))
+
+
+POLICY = policy_of(
+    min_confidence=0.7,
+    tasks={
+        "summarize": {"min_confidence": 0.6, "max_input_tokens": 100},
+        "reasoning": {"start": "large"},
+    },
+    risks={"legal": {"min_confidence": 0.9}, "medical": {"start": "large"}, "pii": {"cache": "never"}},
+    tiers={"free": {"ladder": ["small"]}, "enterprise": {"on_risk": {"start": "large"}}},
+)
+
+
+def decided(
+    label: str = "summarize",
+    confidence: float = 0.8,
+    risks: tuple[str, ...] = (),
+    *,
+    tier: str | None = None,
+    policy: Policy = POLICY,
+    **facts: Any,
+) -> Decision:
+    caller = Caller(tier=tier)
+    found = Classification(label, confidence, frozenset(risks))
+    return decide(found, caller, policy, **{"ladder": policy.ladder_of(caller), **facts})
+
+
+def climbed(decision: Decision) -> list[tuple[str, Role]]:
+    return [(rung.alias, rung.role) for rung in decision.rungs]
+
+
+CHEAP_FIRST = [("small", Role.CHEAP), ("large", Role.FALLBACK)]
+STRAIGHT = [("large", Role.EXPENSIVE)]
+ONLY_SMALL = [("small", Role.CHEAP)]
+
+
+@pytest.mark.parametrize(
+    ("decision", "reason", "rungs"),
+    [
+        (decided(), Reason.CONFIDENT, CHEAP_FIRST),
+        (decided(confidence=0.6), Reason.CONFIDENT, CHEAP_FIRST),
+        (decided(confidence=0.59), Reason.LOW_CONFIDENCE, STRAIGHT),
+        (decided("translate", 0.69), Reason.LOW_CONFIDENCE, STRAIGHT),
+        (decided("other", 0.0), Reason.ABSTAINED, STRAIGHT),
+        (decided("reasoning", 0.99), Reason.FORCED_TASK, STRAIGHT),
+        (decided(confidence=0.8, risks=("legal",)), Reason.RISK, STRAIGHT),
+        (decided(confidence=0.95, risks=("legal",)), Reason.CONFIDENT, CHEAP_FIRST),
+        (decided(confidence=0.5, risks=("legal",)), Reason.LOW_CONFIDENCE, STRAIGHT),
+        (decided(confidence=0.99, risks=("medical",)), Reason.RISK, STRAIGHT),
+        (decided(confidence=0.99, risks=("pii",), tier="enterprise"), Reason.RISK, STRAIGHT),
+        (decided(input_tokens=101), Reason.TOO_LONG, STRAIGHT),
+        (decided(input_tokens=100), Reason.CONFIDENT, CHEAP_FIRST),
+        (decided(tier="free"), Reason.CONFIDENT, ONLY_SMALL),
+        (decided(confidence=0.1, tier="free"), Reason.TIER, ONLY_SMALL),
+        (decided("reasoning", 0.99, tier="free"), Reason.TIER, ONLY_SMALL),
+        (decided(tier="unheard of"), Reason.CONFIDENT, CHEAP_FIRST),
+        (decided(pinned="large"), Reason.PINNED, [("large", Role.CHEAP)]),
+        (decided(pinned="large", tier="free"), Reason.NOT_ALLOWED, []),
+        (decided(ladder=()), Reason.NO_RUNG_LEFT, []),
+    ],
+)
+def test_reason_and_rungs(decision: Decision, reason: Reason, rungs: list[tuple[str, Role]]) -> None:
+    """Each rule of the policy, and each ruling where two rules meet, has its reason and its rungs."""
+    assert (decision.reason, climbed(decision)) == (reason, rungs)
+
+
+def test_the_strictest_threshold_holds() -> None:
+    """The threshold is the highest of the task's and of every risk's."""
+    assert decided().threshold == 0.6
+    assert decided(risks=("legal", "pii")).threshold == 0.9
+
+
+def test_abstaining_goes_on_where_no_confidence_is_asked_for() -> None:
+    """An abstaining classifier escalates only if the threshold is above zero."""
+    lenient = policy_of(min_confidence=0)
+    assert decided("other", 0.0, policy=lenient).reason is Reason.CONFIDENT
+
+
+def test_a_risk_keeps_answers_out_of_the_cache() -> None:
+    """``cache: never`` under a risk wins over the task's own rule."""
+    assert decided().rules.cache_ttl == 600
+    assert decided(risks=("pii",)).rules.cache_ttl is None
+
+
+def test_a_middle_rung_called_first_is_cheap() -> None:
+    """Only the last rung is ever expensive; those after the first are fallbacks."""
+    three = policy_of(ladder=["a", "b", "c"], tasks={"sql": {"start": "b"}})
+    assert climbed(decided("sql", policy=three)) == [("b", Role.CHEAP), ("c", Role.FALLBACK)]
+
+
+@given(
+    label=st.sampled_from(["summarize", "reasoning", "translate", "other"]),
+    confidence=st.floats(0, 1),
+    risks=st.frozensets(st.sampled_from([*RISKS, "unheard of"])),
+    tier=st.sampled_from([None, "free", "enterprise", "x"]),
+    pinned=st.sampled_from([None, "small", "large"]),
+    tokens=st.integers(0, 1000),
+)
+def test_every_input_has_a_decision(  # noqa: D103 - the name says it
+    label: str, confidence: float, risks: frozenset[str], tier: str | None, pinned: str | None, tokens: int
+) -> None:
+    caller = Caller(tier=tier)
+    found = Classification(label, confidence, risks)
+    ladder = POLICY.ladder_of(caller)
+    decision = decide(found, caller, POLICY, ladder=ladder, pinned=pinned, input_tokens=tokens)
+    assert decision.rungs or decision.reason is Reason.NOT_ALLOWED
+    assert all(rung.alias in (pinned or ladder) for rung in decision.rungs)
+    assert decision == decide(found, caller, POLICY, ladder=ladder, pinned=pinned, input_tokens=tokens)

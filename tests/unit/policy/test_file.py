@@ -1,0 +1,118 @@
+"""Errors of the policy file name file, line, key, what was found, and the nearest right name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tracerouter.errors import ConfigError
+from tracerouter.policy import Policy, PolicyFile, load
+from tracerouter.policy.file import Written, read
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def error_of(tmp_path: Path, text: str | bytes) -> str:
+    path = tmp_path / "policy.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError) as raised:
+        load(path)
+    return str(raised.value).replace(str(path), "policy.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("ladder: []", "policy.yaml:1: ladder: found []; list should have at least 1 item"),
+        ("name: x", "policy.yaml:1: ladder: is missing"),
+        ("ladder: [a, a]", "an alias stands in it twice"),
+        ("ladder: [a]\nmin_confidense: 1", "policy.yaml:2: min_confidense: is not a key here (did you mean 'min_confidence'?)"),
+        ("ladder: [a]\nmin_confidence: 1.5", "policy.yaml:2: min_confidence: found 1.5; input should be less than"),
+        ("ladder: [a]\nmax_output_tokens: -1", "policy.yaml:2: max_output_tokens: found -1"),
+        ("ladder: [a]\ntasks:\n  x: {max_input_tokens: -5}", "policy.yaml:3: tasks.x.max_input_tokens: found -5"),
+        ("ladder: [a]\ncache: {ttl: soon}", "policy.yaml:2: cache.ttl: found 'soon', but a duration such as"),
+        ("ladder: [a]\nrisks: {legl: {}}", "policy.yaml:2: risks.legl: found 'legl'"),
+        ("ladder: [a]\ntasks: [x]", "policy.yaml:2: tasks: found ['x']"),
+        ("ladder: [a]\ntasks: {x: {prompt: gone.md}}", "gone.md: can't be read"),
+        ("ladder: [a]\nladder: [b]", "policy.yaml:2: 'ladder' stands here a second time"),
+        ("ladder: [a", "policy.yaml:1: is no YAML"),
+        ("- a", "policy.yaml:1: the file: found ['a'], but a mapping"),
+        ("ladder: [a]\n1: x", "policy.yaml:2: the key 1 must be a string"),
+        (b"ladder: [\xff]", "policy.yaml: is not UTF-8 (byte 9)"),
+        ("a: " * 5000, "is no YAML"),
+        ("[" * 5000, "is no YAML"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, text: str | bytes, said: str) -> None:
+    """A wrong file ends in a sentence that says where and what, whatever is wrong with it."""
+    assert said in error_of(tmp_path, text)
+
+
+@pytest.mark.parametrize("key", ["windows", "quotas", "storm"])
+def test_a_key_that_is_not_enforced_is_an_error(tmp_path: Path, key: str) -> None:
+    """What a later version enforces is an error now, not a silence."""
+    assert f"{key}: is known, but this version does not enforce it yet" in error_of(tmp_path, f"ladder: [a]\n{key}: []")
+    review = "ladder: [a]\nrisks: {legal: {review: draft}}"
+    assert "risks.legal.review: is known, but" in error_of(tmp_path, review)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    """One run of ``policy check`` shows every wrong value, each on a line of its own."""
+    text = "ladder: []\nversion: 0\nmin_confidence: 2"
+    assert [line.split(":")[1] for line in error_of(tmp_path, text).splitlines()] == ["2", "1", "3"]
+
+
+@pytest.mark.parametrize(("written", "ttl"), [("never", None), ("off", None), ("no", None), ("{ttl: 90}", 90), ("{ttl: 1h}", 3600)])
+def test_cache_rules(tmp_path: Path, written: str, ttl: float | None) -> None:
+    """``never`` and its likely spellings turn the cache off; a duration may have a unit."""
+    (tmp_path / "policy.yaml").write_text(f"ladder: [a]\ncache: {written}")
+    assert load(tmp_path / "policy.yaml").default.rules.cache_ttl == ttl
+
+
+def test_prompts_and_schemas_are_read_beside_the_policy(tmp_path: Path) -> None:
+    """The files that a task names are found relative to the policy file, and broken ones are named."""
+    (tmp_path / "p.md").write_text("Be brief.\n")
+    (tmp_path / "s.json").write_text('{"type": "object"}')
+    (tmp_path / "policy.yaml").write_text("ladder: [a]\ntasks: {x: {prompt: p.md, schema: s.json}}")
+    rules = load(tmp_path / "policy.yaml").task("x").rules
+    assert (rules.prompt, rules.schema) == ("Be brief.", {"type": "object"})
+    (tmp_path / "s.json").write_text('{"type": ')
+    with pytest.raises(ConfigError, match=r"s\.json:1: is no JSON"):
+        load(tmp_path / "policy.yaml")
+
+
+def test_an_unknown_alias_is_named_with_its_place() -> None:
+    """An alias that no model has is an error that names where it stands and the nearest one."""
+    policy = Policy.of(PolicyFile.model_validate({"ladder": ["small"], "tasks": {"x": {"start": "lagre"}}}))
+    with pytest.raises(ConfigError, match=r"tasks\.x\.start: no model is called 'lagre' \(did you mean 'large'\?\)"):
+        policy.check_aliases({"small", "large"})
+
+
+def test_a_threshold_keeps_the_cache_and_a_prompt_empties_it(tmp_path: Path) -> None:
+    """The salt of cache keys changes with what changes answers, and with nothing else."""
+    (tmp_path / "p.md").write_text("Be brief.")
+
+    def salt(**written: object) -> str:
+        return Policy.of(PolicyFile.model_validate({"ladder": ["a"], **written}), tmp_path).salt
+
+    assert salt() == salt(min_confidence=0.1) == salt(version=7)
+    assert len({salt(), salt(tasks={"x": {"prompt": "p.md"}}), salt(max_output_tokens=5), salt(ladder=["b"])}) == 4
+
+
+class Pair(Written):
+    first: str
+    second: int = 0
+
+
+def test_variables_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``${NAME}`` is replaced where the deployment file allows it; an unset one is named with its line."""
+    path = tmp_path / "f.yaml"
+    path.write_text("second: 1\nfirst: x-${TR_TEST_A}")
+    monkeypatch.setenv("TR_TEST_A", "value")
+    assert read(path, Pair, variables=True).first == "x-value"
+    monkeypatch.delenv("TR_TEST_A")
+    with pytest.raises(ConfigError, match=r"f\.yaml:2: the variable TR_TEST_A is not set"):
+        read(path, Pair, variables=True)
+    assert read(path, Pair).first == "x-${TR_TEST_A}"
