@@ -56,8 +56,11 @@ class Model:
         Raises:
             ProviderError: There is no answer.
         """
-        with timeline.inference(self.name) as note:
-            self._describe(note)
+        with timeline.inference(self.name, self.kind) as note:
+            if self.address is not None:
+                note.attributes[names.SERVER_ADDRESS] = self.address
+            if self.port is not None:
+                note.attributes[names.SERVER_PORT] = self.port
             if timeline.capture:
                 note.attributes[names.GEN_AI_INPUT_MESSAGES] = _told(call.body["messages"])
             started_ns = time.perf_counter_ns()
@@ -119,16 +122,6 @@ class Model:
         except TimeoutError:
             msg = f"model {self.alias!r} gave no answer in time"
             raise ProviderTimeout(msg) from None
-
-    def _describe(self, note: Note) -> None:
-        told = note.attributes
-        told[names.GEN_AI_OPERATION] = "chat"
-        told[names.GEN_AI_PROVIDER] = self.kind
-        told[names.GEN_AI_REQUEST_MODEL] = self.name
-        if self.address is not None:
-            told[names.SERVER_ADDRESS] = self.address
-        if self.port is not None:
-            told[names.SERVER_PORT] = self.port
 
 
 def _usage(use: Use, body: Mapping[str, Any]) -> tuple[Usage, bool]:

@@ -176,9 +176,13 @@ class Timeline:
         self.notes.append(note)
         return note
 
-    def inference(self, model: str) -> Note:
+    def inference(self, model: str, provider: str) -> Note:
         """Open the note of one model call (GenAI conventions: ``chat {model}``, kind CLIENT)."""
-        return self.stage(f"chat {model}", SpanKind.CLIENT)
+        note = self.stage(f"chat {model}", SpanKind.CLIENT)
+        note.attributes[names.GEN_AI_OPERATION] = "chat"
+        note.attributes[names.GEN_AI_PROVIDER] = provider
+        note.attributes[names.GEN_AI_REQUEST_MODEL] = model
+        return note
 
     @property
     def root(self) -> Note:
