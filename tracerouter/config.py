@@ -17,25 +17,26 @@ import orjson
 from pydantic import AfterValidator, AnyHttpUrl, BeforeValidator, Discriminator, Field, SecretStr, Tag
 
 from tracerouter import policy as policies
-from tracerouter.cache import BoundedMemoryCache, OutputCache
-from tracerouter.classifiers import CachedClassifier, Chain, ExamplesClassifier, RulesClassifier
+from tracerouter.cache import BoundedMemoryCache, CachedClassifier, OutputCache
+from tracerouter.classifiers import Chain, ExamplesClassifier, RulesClassifier
 from tracerouter.errors import ConfigError, nearest
 from tracerouter.policy.file import NotYet, Seconds, Written, read
 from tracerouter.pricing import FREE, Price, known_price
-from tracerouter.providers import HandlerProvider, LocalProvider, Model, OpenAIProvider, SimulatedProvider
+from tracerouter.providers import HandlerProvider, Model, OpenAIProvider, Simulated, SimulatedProvider
+from tracerouter.providers.simulated import Rule
+from tracerouter.providers.simulated import Spread as LogNormal
 from tracerouter.quota import SqliteLedger
 from tracerouter.router import Router
 from tracerouter.store import DecisionLog, SqliteStore
 from tracerouter.telemetry import Keep, Telemetry, over_otlp, to_console
-from tracerouter.tokens import count
-from tracerouter.types import MAX_BODY_BYTES, NANOS, Caller
+from tracerouter.types import MAX_BODY_BYTES, Caller
 from tracerouter.validators import Checks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from tracerouter.policy import Policy
-    from tracerouter.protocols import Classifier, Provider
+    from tracerouter.protocols import Classifier
 
 Usd = Annotated[Decimal, Field(ge=0)]
 
@@ -331,6 +332,8 @@ def _model(alias: str, found: Any, session: Callable[[], aiohttp.ClientSession])
         told |= {"address": url.hostname, "port": url.port or (443 if url.scheme == "https" else 80)}
         return Model(**told, limit_field="max_completion_tokens" if own else "max_tokens")
     if isinstance(found, LocalModel):
+        from tracerouter.providers.local import LocalProvider  # noqa: PLC0415 - extra `local`
+
         return Model(**told, provider=LocalProvider(threads=found.threads), kind="local", price=price or FREE)
     if isinstance(found, SimulatedModel):
         return Model(**told, provider=_simulated(found), kind="simulated", price=price or FREE)
@@ -341,7 +344,16 @@ def _model(alias: str, found: Any, session: Callable[[], aiohttp.ClientSession])
 
 
 def _simulated(found: SimulatedModel) -> SimulatedProvider:
-    raise NotImplementedError
+    spread = found.latency
+    return SimulatedProvider(
+        Simulated(
+            latency=LogNormal(spread.median, spread.p99) if isinstance(spread, Spread) else spread,
+            tokens_per_second=found.tokens_per_second,
+            failures=found.failures,
+            answers=[Rule(answer.match, answer.answer) for answer in found.answers],
+            seed=found.seed,
+        )
+    )
 
 
 def stand_in(model: AnyModel) -> SimulatedModel:

@@ -147,7 +147,7 @@ class _Service:
             if spent is None:
                 meter.refused()
             failed = ServerFailed if status >= 500 else RequestRejected  # noqa: PLR2004
-                msg = f"the wrapped handler answered {status}"
+            msg = f"the wrapped handler answered {status}"
             raise failed(msg, status=status)
         return _completion(self.response)
 

@@ -1,0 +1,93 @@
+"""aiocache's interface over memory that has a bound.
+
+aiocache's own memory backend grows without end, and its timers can delete a newer value. Here a value carries its
+expiry, and the least recently used go when the bytes run out.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from aiocache.base import BaseCache
+from aiocache.serializers import NullSerializer
+from cachebox import LRUCache
+
+_OVERHEAD: Final = 200
+"""Bytes that an entry takes besides its key and value, about."""
+
+
+class BoundedMemoryCache(BaseCache):  # type: ignore[misc] - aiocache has no types
+    """An aiocache backend for immutable ``bytes``, in this process.
+
+    Args:
+        max_bytes: The bound on keys, values and overhead together.
+    """
+
+    NAME = "bounded-memory"
+
+    def __init__(self, max_bytes: int = 64 * 1024 * 1024, **options: Any) -> None:
+        # memory does not need the timeout, which costs a task an operation
+        super().__init__(**{"serializer": NullSerializer(), "timeout": None, **options})
+        self._kept: LRUCache[str, tuple[bytes, float | None]] = LRUCache(
+            max_bytes, getsizeof=lambda key, value: len(key) + len(value[0]) + _OVERHEAD
+        )
+
+    async def _get(self, key: str, encoding: str | None = "utf-8", _conn: Any = None) -> bytes | None:  # noqa: ARG002 - aiocache's signature
+        found = self._kept.get(key)
+        if found is None:
+            return None
+        value, expires = found
+        if expires is not None and expires <= time.monotonic():
+            self._kept.pop(key, None)
+            return None
+        return value
+
+    _gets = _get
+
+    async def _multi_get(self, keys: list[str], encoding: str | None = "utf-8", _conn: Any = None) -> list[bytes | None]:  # noqa: ARG002 - as above
+        return [await self._get(key) for key in keys]
+
+    async def _set(self, key: str, value: bytes, ttl: float | None = None, _cas_token: Any = None, _conn: Any = None) -> bool:  # noqa: ARG002 - as above
+        if _cas_token is not None and _cas_token != await self._get(key):
+            return False
+        try:
+            self._kept.insert(key, (value, time.monotonic() + ttl if ttl else None))
+        except OverflowError:  # larger than the whole cache
+            self._kept.pop(key, None)
+            return False
+        return True
+
+    async def _multi_set(self, pairs: list[tuple[str, bytes]], ttl: float | None = None, _conn: Any = None) -> bool:  # noqa: ARG002 - as above
+        for key, value in pairs:
+            await self._set(key, value, ttl)
+        return True
+
+    async def _add(self, key: str, value: bytes, ttl: float | None = None, _conn: Any = None) -> bool:  # noqa: ARG002 - as above
+        if await self._get(key) is not None:
+            msg = f"Key {key} already exists, use .set to update the value"
+            raise ValueError(msg)
+        return await self._set(key, value, ttl)
+
+    async def _exists(self, key: str, _conn: Any = None) -> bool:  # noqa: ARG002 - as above
+        return await self._get(key) is not None
+
+    async def _increment(self, key: str, delta: int, _conn: Any = None) -> int:  # noqa: ARG002 - as above
+        number = int(await self._get(key) or b"0") + delta
+        await self._set(key, str(number).encode())
+        return number
+
+    async def _expire(self, key: str, ttl: float, _conn: Any = None) -> bool:  # noqa: ARG002 - as above
+        value = await self._get(key)
+        return value is not None and await self._set(key, value, ttl)
+
+    async def _delete(self, key: str, _conn: Any = None) -> int:  # noqa: ARG002 - as above
+        return int(self._kept.pop(key, None) is not None)
+
+    async def _clear(self, namespace: str | None = None, _conn: Any = None) -> bool:  # noqa: ARG002 - as above
+        for key in [key for key in self._kept if key.startswith(namespace or "")]:
+            self._kept.pop(key, None)
+        return True
+
+    async def _raw(self, command: str, *args: Any, encoding: str | None = None, _conn: Any = None, **kwargs: Any) -> Any:  # noqa: ARG002 - as above
+        return getattr(self._kept, command)(*args, **kwargs)

@@ -1,0 +1,11 @@
+"""Say what a request is: rules that an owner wrote, examples that a model learned from, and a chain of them.
+
+Importing this loads neither numpy nor the embedding: :class:`ExamplesClassifier` does, when it is made
+and used.
+"""
+
+from tracerouter.classifiers.chain import Chain
+from tracerouter.classifiers.examples import ExamplesClassifier
+from tracerouter.classifiers.rules import RulesClassifier
+
+__all__ = ["Chain", "ExamplesClassifier", "RulesClassifier"]

@@ -1,0 +1,227 @@
+"""Any server that speaks OpenAI's chat completions: OpenAI, vLLM, llama.cpp, Ollama, other gateways."""
+
+from __future__ import annotations
+
+import time
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from tracerouter.errors import AnswerLost
+from tracerouter.providers.http import Answer, Events, decoded, posted, usage_of
+from tracerouter.types import Completion, content_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    import aiohttp
+
+    from tracerouter.protocols import Sink
+    from tracerouter.types import Call, Meter
+
+_DONE = b"[DONE]"
+_STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
+_TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
+_NEVER_JOINED = frozenset({"role", "id", "type", "name"})
+
+
+class OpenAIProvider:
+    """Asks an OpenAI-compatible server, once a call; retries and time limits are the caller's.
+
+    Args:
+        base_url: Up to and without ``/chat/completions``, such as ``https://api.openai.com/v1``.
+        api_key: Sent as a bearer token. None: no ``authorization`` is sent.
+        session: Returns the HTTP session to use. It is not closed here.
+    """
+
+    def __init__(self, base_url: str, api_key: str | None, session: Callable[[], aiohttp.ClientSession]) -> None:
+        self._url = f"{base_url.rstrip('/')}/chat/completions"
+        self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        self._session = session
+
+    async def complete(self, call: Call, meter: Meter, sink: Sink | None) -> Completion:
+        """Ask the model once; the answer is streamed from the server exactly where there is a `sink`.
+
+        The sink gets the chunks with output, without usage and finish reasons, the role in each choice's
+        first. A refusal alone is not pushed, so that another model can still be asked; it stands in the
+        Completion. Where the server does not stream, nothing is pushed.
+
+        Raises:
+            ProviderError: There is no answer; ``tracerouter.providers.http`` has the table.
+            TimeoutError: The session's own time limit passed.
+        """
+        asked = call.body if sink is None else {**call.body, **_STREAMED}
+        headers = {**call.headers, **self._headers}
+        async with posted(self._session(), self._url, asked, headers, meter) as answer:
+            if sink is None or answer.is_json:  # some servers can't stream, and errors often come plain
+                return _plain(await answer.whole(), meter)
+            return await _streamed(answer, meter, sink)
+
+
+def _plain(raw: bytes, meter: Meter) -> Completion:
+    body = decoded(raw)
+    messages = _parts(body, "message")
+    _demand(messages, "has no choices")
+    for message in messages:
+        for text in _output(message):
+            meter.received(text)
+    _report(body, meter)
+    return Completion(body)
+
+
+async def _streamed(answer: Answer, meter: Meter, sink: Sink) -> Completion:
+    chunks: list[dict[str, Any]] = []
+    usage, opened, done = None, set[int](), False
+    async for data in Events(answer):
+        if data.strip() == _DONE:
+            done = True
+            break
+        chunk = decoded(data)
+        for delta in _parts(chunk, "delta"):
+            for text in _output(delta):
+                meter.received(text)
+        _report(chunk, meter)
+        usage = chunk.pop("usage", None) or usage
+        chunks.append(chunk)
+        shown = _shown(chunk, opened)
+        if shown is not None:
+            if meter.first_chunk_ns is None:
+                meter.first_chunk_ns = time.perf_counter_ns()
+            await sink(shown)
+    completion = _assembled(chunks, usage)
+    if not done and not all(choice.get("finish_reason") for choice in completion.body["choices"]):
+        msg = "the stream ended before the answer did"
+        raise AnswerLost(msg)
+    await answer.drain()
+    return completion
+
+
+def _shown(chunk: Mapping[str, Any], opened: set[int]) -> dict[str, Any] | None:
+    """Return what of `chunk` a sink gets, or None; `opened` holds the choices that it got something of."""
+    shown = []
+    for choice in chunk["choices"]:
+        delta, index = choice.get("delta") or {}, choice.get("index", 0)
+        told = {name for name, value in delta.items() if value} - {"role"}
+        if not told or (told == {"refusal"} and index not in opened):
+            continue
+        if index not in opened:
+            opened.add(index)
+            delta = {**delta, "role": delta.get("role") or "assistant"}
+        shown.append({**choice, "delta": delta, "finish_reason": None})
+    return {**chunk, "choices": shown} if shown else None
+
+
+def _assembled(chunks: list[dict[str, Any]], usage: object) -> Completion:
+    try:
+        body = _merged(chunks, join=False) or {}
+    except RecursionError:
+        msg = "the answer is nested too deeply"
+        raise AnswerLost(msg) from None
+    _demand(body.get("choices"), "has no choices")
+    for choice in body["choices"]:
+        message = {"content": None, **(choice.pop("delta", None) or {})}
+        message["role"] = message.get("role") or "assistant"
+        if message.get("tool_calls"):
+            message["tool_calls"] = [_without_index(call) for call in message["tool_calls"]]
+        choice["message"] = message
+    body["object"] = "chat.completion"
+    return Completion(body if usage is None else {**body, "usage": usage})
+
+
+def _merged(values: list[Any], *, join: bool) -> Any:
+    """Make one value of those that a stream gave for it: objects by name, lists by their items' ``index``.
+
+    Args:
+        values: In the order in which they came; None counts as not given.
+        join: Whether strings are pieces of one; otherwise the first that is not empty stands.
+    """
+    given = [value for value in values if value is not None]
+    if not given:
+        return None
+    if all(isinstance(value, dict) for value in given):
+        names = dict.fromkeys(chain.from_iterable(given))
+        return {
+            name: _merged(
+                [value.get(name) for value in given],
+                join=(join or name == "delta") and name not in _NEVER_JOINED,
+            )
+            for name in names
+        }
+    if all(isinstance(value, list) for value in given):
+        return _merged_lists(given, join=join)
+    if join and all(isinstance(value, str) for value in given):
+        return "".join(given)
+    return next((value for value in given if value), given[0])
+
+
+def _merged_lists(lists: list[list[Any]], *, join: bool) -> list[Any]:
+    items = list(chain.from_iterable(lists))
+    if not all(isinstance(item, dict) and isinstance(item.get("index"), int) for item in items):
+        return items
+    by_index: dict[int, list[Any]] = {}
+    for item in items:
+        by_index.setdefault(item["index"], []).append(item)
+    return [_merged(by_index[index], join=join) for index in sorted(by_index)]
+
+
+def _without_index(call: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in call.items() if name != "index"}
+
+
+def _report(body: dict[str, Any], meter: Meter) -> None:
+    """Tell the meter the usage in `body`; nonsense is taken out, since nobody could use it."""
+    usage = usage_of(body.get("usage"))
+    if usage is None:
+        body.pop("usage", None)
+    else:
+        meter.reported(usage)
+
+
+def _parts(body: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """Return the ``message`` or ``delta`` of each choice, checked for all that is read of it later.
+
+    Raises:
+        AnswerLost: The answer is of the wrong shape.
+    """
+    choices = body.get("choices")
+    _demand(_are_objects(choices), "has no list of choices")
+    parts = []
+    for choice in choices or ():
+        _demand(type(choice.setdefault("index", 0)) is int, "has an index that is no number")
+        part = choice.get(name)
+        if name == "delta":  # the last chunk of a choice may go without
+            part = part or {}
+        _demand(isinstance(part, dict), f"has a choice without {name}")
+        _check(part)
+        parts.append(part)
+    return parts
+
+
+def _check(part: Mapping[str, Any]) -> None:
+    _demand(isinstance(part.get("tool_calls") or [], list), "has tool calls that are no list")
+    calls = [*(part.get("tool_calls") or ()), {"function": part.get("function_call")}]
+    _demand(_are_objects(calls), "has tool calls that are no objects")
+    functions = [call.get("function") or {} for call in calls]
+    _demand(_are_objects(functions), "calls a function that is no object")
+    texts = [part.get(name) for name in _TEXTS if not _are_objects(part.get(name))]
+    texts += [function.get("arguments") for function in functions]
+    _demand(all(text is None or isinstance(text, str) for text in texts), "has a text that is no text")
+
+
+def _are_objects(found: object) -> bool:
+    return isinstance(found, list) and all(isinstance(one, dict) for one in found)
+
+
+def _output(part: Mapping[str, Any]) -> Iterator[str]:
+    """Return all text in a message or delta that the model wrote, and bills as output."""
+    for name in _TEXTS:
+        if text := content_text(part.get(name)):
+            yield text
+    for call in (*(part.get("tool_calls") or ()), {"function": part.get("function_call")}):
+        if arguments := (call.get("function") or {}).get("arguments"):
+            yield arguments
+
+
+def _demand(condition: object, otherwise: str) -> None:
+    if not condition:
+        msg = f"the answer {otherwise}"
+        raise AnswerLost(msg)

@@ -1,0 +1,59 @@
+"""Which validators look at an answer: those that the caller's own ``response_format`` asks for, and the policy's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from tracerouter.errors import ConfigError, nearest
+from tracerouter.validators.custom import Custom, load
+from tracerouter.validators.schema import JsonObject, JsonSchema
+from tracerouter.validators.text import Empty, Refusal, Truncated
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tracerouter.types import Rules, Task
+    from tracerouter.validators.judge import Validator
+
+JSON_SCHEMA: Final = "json_schema"
+_SIMPLE: Final[dict[str, Validator]] = {one.name: one for one in (Empty(), Truncated(), Refusal())}
+BUILT_IN: Final = (JSON_SCHEMA, *_SIMPLE)
+
+
+class Checks:
+    """Makes the validators of a request.
+
+    Args:
+        named: The names that a policy uses: built-in ones, or ``package.module:function`` of an owner's own.
+
+    Raises:
+        ConfigError: A name is neither.
+    """
+
+    def __init__(self, named: Iterable[str] = BUILT_IN) -> None:
+        self._known = dict(_SIMPLE)
+        for name in named:
+            if ":" in name:
+                self._known[name] = Custom(name, load(name))
+            elif name not in BUILT_IN:
+                known = ", ".join(BUILT_IN)
+                msg = f"validate: {name!r} is no validator{nearest(name, BUILT_IN)}; known are {known}, or package.module:function"
+                raise ConfigError(msg)
+
+    def of(self, task: Task, rules: Rules) -> Sequence[Validator]:
+        """Return the validators of one request, in the policy's order.
+
+        Raises:
+            BadRequest: The caller's schema is no schema.
+        """
+        asked: list[Validator] = []
+        if task.schema is not None:
+            asked.append(JsonSchema(task.schema))
+        elif task.wants_json:
+            asked.append(JsonObject())
+        for name in rules.validate:
+            if name != JSON_SCHEMA:
+                asked.append(self._known[name])
+            elif task.schema is None:
+                asked.append(JsonSchema(rules.schema))
+        return asked

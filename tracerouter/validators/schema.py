@@ -1,0 +1,134 @@
+"""Whether an answer is JSON of the right shape; almost-JSON is repaired."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Final
+
+import json_repair
+import jsonschema_rs
+import orjson
+from cachebox import LRUCache
+
+from tracerouter.errors import BadRequest
+from tracerouter.types import Check, Failure, Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from tracerouter.types import Completion, Task
+
+SCHEMA_PARAM: Final = "response_format.json_schema.schema"
+_MOST_FAILURES: Final = 20
+_LONGEST_MESSAGE: Final = 200
+
+_compiled: Final[LRUCache[bytes, jsonschema_rs.Validator]] = LRUCache(500)
+
+
+class JsonSchema:
+    """The answer must be JSON that a schema accepts.
+
+    Args:
+        schema: A JSON Schema. None: there is none, and every answer is ``skipped``.
+        param: The field that a wrong schema is blamed on.
+
+    Raises:
+        BadRequest: It is no schema, or has a ``$ref`` that leaves it.
+    """
+
+    name = "json_schema"
+    reads_text = True
+
+    def __init__(self, schema: Mapping[str, Any] | None, *, param: str = SCHEMA_PARAM) -> None:
+        self._validator = None if schema is None else _compile(schema, param)
+
+    async def validate(self, task: Task, completion: Completion) -> Check:  # noqa: ARG002 - the protocol's
+        """Parse the answer, repair it if that helps, and check it."""
+        if self._validator is None or (completion.tool_calls and not completion.text):
+            return Check(self.name, "skipped")
+        return _checked(self.name, completion, self._validator)
+
+
+class JsonObject:
+    """The answer must be a JSON object, whatever is in it."""
+
+    name = "json_schema"
+    reads_text = True
+
+    async def validate(self, task: Task, completion: Completion) -> Check:  # noqa: ARG002 - the protocol's
+        """Parse the answer, repair it if that helps."""
+        if completion.tool_calls and not completion.text:
+            return Check(self.name, "skipped")
+        return _checked(self.name, completion, _compile({"type": "object"}, SCHEMA_PARAM))
+
+
+def _checked(name: str, completion: Completion, validator: jsonschema_rs.Validator) -> Check:
+    text = completion.text
+    try:
+        found = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return _repaired(name, completion, validator)
+    failures = tuple(_failures(validator, found))
+    return Check(name, "failed" if failures else "passed", failures)
+
+
+def _repaired(name: str, completion: Completion, validator: jsonschema_rs.Validator) -> Check:
+    try:
+        found = json_repair.loads(completion.text)
+        told = orjson.dumps(found).decode()
+    except (RecursionError, ValueError, TypeError):
+        found = told = ""
+    if found in ("", None) or (isinstance(found, str) and found in completion.text):
+        message = "the answer is no JSON"
+        return Check(name, "failed", (Failure(Reason.SCHEMA_INVALID, message, detail="not_json"),))
+    failures = tuple(_failures(validator, found))
+    if failures:
+        return Check(name, "failed", failures)
+    return Check(name, "repaired", repaired=completion.with_text(told))
+
+
+def _failures(validator: jsonschema_rs.Validator, found: Any) -> Iterator[Failure]:
+    for number, error in enumerate(validator.iter_errors(found)):
+        if number == _MOST_FAILURES:
+            return
+        path = "$" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.instance_path)
+        keyword = next((str(part) for part in reversed(error.schema_path) if isinstance(part, str)), "schema")
+        message = error.message
+        if len(message) > _LONGEST_MESSAGE:
+            message = f"{message[: _LONGEST_MESSAGE - 3]}..."
+        yield Failure(Reason.SCHEMA_INVALID, message, path[:_LONGEST_MESSAGE], keyword)
+
+
+def _compile(schema: Mapping[str, Any], param: str) -> jsonschema_rs.Validator:
+    try:
+        key = blake2b(orjson.dumps(schema, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
+    except TypeError as error:
+        msg = f"`{param}` is no JSON Schema: {error}"
+        raise BadRequest(msg, param) from None
+    known = _compiled.get(key)
+    if known is not None:
+        return known
+    for reference in _references(schema):
+        if not reference.startswith("#"):
+            msg = f"`{param}` refers to {reference[:100]!r}; only references within the schema (#…) are followed"
+            raise BadRequest(msg, param)
+    try:
+        made = jsonschema_rs.validator_for(dict(schema), offline=True)
+    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
+        told = getattr(error, "message", str(error)).splitlines()[0]
+        msg = f"`{param}` is no JSON Schema: {told[:_LONGEST_MESSAGE]}"
+        raise BadRequest(msg, param) from None
+    _compiled.insert(key, made)
+    return made
+
+
+def _references(part: Any) -> Iterator[str]:
+    if isinstance(part, dict):
+        for name, value in part.items():
+            if name in {"$ref", "$dynamicRef", "$recursiveRef"} and isinstance(value, str):
+                yield value
+            else:
+                yield from _references(value)
+    elif isinstance(part, list):
+        for value in part:
+            yield from _references(value)
