@@ -576,7 +576,7 @@ def _checked_body(body: object) -> dict[str, Any]:
             limit = f"at least {low}" if high == _ANY else f"from {low} to {high}"
             msg = f"`{name}` must be {what} {limit}, not {_shown(value)}"
             raise BadRequest(msg, name)
-    for name, shape in (("model", str), ("stream", bool), ("tools", list), ("response_format", dict)):
+    for name, shape in (("model", str), ("stream", bool), ("tools", list), ("response_format", dict), ("stream_options", dict)):
         value = body.get(name)
         if value is not None and not isinstance(value, shape):
             msg = f"`{name}` must be {_SHAPES[shape]}, not {_kind(value)}"
@@ -596,7 +596,7 @@ def _check_messages(messages: object) -> None:
             msg = f"`{where}` must be an object with `role` and `content`, not {_kind(message)}"
             raise BadRequest(msg, where)
         role = message.get("role")
-        if role not in _ROLES:
+        if not isinstance(role, str) or role not in _ROLES:
             known = ", ".join(sorted(_ROLES))
             msg = f"`{where}.role` must be one of {known}, not {_shown(role)}"
             raise BadRequest(msg, f"{where}.role")

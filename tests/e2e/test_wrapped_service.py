@@ -49,8 +49,8 @@ class Service:
         if self.spent is not None:
             request[USAGE] = self.spent
         body = await request.json()
-        if body["messages"][-1]["content"] == "teapot":
-            raise web.HTTPImATeapot
+        if body["messages"][-1]["content"] == "conflict":
+            raise web.HTTPConflict
         if body.get("stream"):
             response = web.StreamResponse(headers={"content-type": "text/event-stream"})
             await response.prepare(request)
@@ -104,7 +104,7 @@ async def wrapped(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
         router.telemetry.span_processors = [seen]
         setup(app, router, wrap=["/v1/chat/completions"], **options)  # the one line
         server = TestServer(app)
-        await server.start_server(handler_cancellation=True)
+        await server.start_server()
         started.extend([server.close, upstream.__aexit__])
         return Wrapped(service, upstream, str(server.make_url("")).rstrip("/"), seen)
 
@@ -200,8 +200,8 @@ async def test_what_the_service_refuses_stays_refused(wrapped: Callable[..., Any
     """An HTTP error that the handler raises reaches the client as it is."""
     served = await wrapped(None)
     served.upstream.default["small-1"] = "500"
-    status, _, _ = await served.ask("teapot")
-    assert status == 418
+    status, _, _ = await served.ask("conflict")
+    assert status == 409
 
 
 @pytest.mark.parametrize("body", [b"no json", b'{"messages": []}', b'{"other": "protocol"}'])

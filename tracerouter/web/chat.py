@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tracerouter.router import Router
     from tracerouter.types import Call, Caller, Completion, Meter
 
+REQUEST_ID = web.RequestKey("tracerouter.request_id", str)
+"""What to quote."""
 OUTCOME = web.RequestKey("tracerouter.outcome", Outcome)
 """The Outcome of the request, once it was routed."""
 

@@ -11,6 +11,7 @@ from tracerouter.errors import BadRequest, Unauthorized
 from tracerouter.router import AUTO
 from tracerouter.types import Caller
 from tracerouter.web import chat, errors, tracing
+from tracerouter.web.chat import REQUEST_ID
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-REQUEST_ID = web.RequestKey("tracerouter.request_id", str)
 _UNTRACED = frozenset({"/healthz", "/readyz"})
 
 

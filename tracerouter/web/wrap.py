@@ -11,6 +11,7 @@ from tracerouter.errors import BadRequest, ConfigError, RequestRejected, ServerF
 from tracerouter.router import Router
 from tracerouter.types import NANOS, Caller, Completion, Usage
 from tracerouter.web import chat, tracing
+from tracerouter.web.chat import REQUEST_ID
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -65,10 +66,15 @@ def setup(
             msg = f"wrap: the application has no route {path!r}; it has {', '.join(sorted(known))}"
             raise ConfigError(msg)
 
+    async def name_request(request: web.Request, response: web.StreamResponse) -> None:
+        if REQUEST_ID in request:  # also where the handler streams by itself
+            response.headers.setdefault("x-request-id", request[REQUEST_ID])
+
     async def close(_: web.Application) -> None:
         await router.close()
 
     app.on_startup.append(check_paths)
+    app.on_response_prepare.append(name_request)
     app.on_cleanup.append(close)
 
 
@@ -82,7 +88,7 @@ def middleware(router: Router, *, wrap: Iterable[str] = (), identify: Identify |
         resource = request.match_info.route.resource
         if request.method != "POST" or resource is None or resource.canonical not in paths:
             return await handler(request)
-        request_id = chat.request_id(request)
+        request[REQUEST_ID] = request_id = chat.request_id(request)
         async with tracing.served(request, router.telemetry, request_id) as note:
             response = await _routed(request, handler, router, identify, request_id)
             if note is not None:

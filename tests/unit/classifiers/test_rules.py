@@ -19,9 +19,7 @@ async def test_the_first_label_that_matches_wins_with_certainty() -> None:
 
 async def test_every_risk_counts_even_without_a_label() -> None:
     """Risks are all that match, and an abstaining answer carries them too."""
-    rules = RulesClassifier(
-        {"sql": ["select"]}, {"legal": ["lawsuit"], "medical": ["diagnos"], "pii": ["iban"]}
-    )
+    rules = RulesClassifier({"sql": ["select"]}, {"legal": ["lawsuit"], "medical": ["diagnos"], "pii": ["iban"]})
     found = await rules.classify(Task.chat("a lawsuit about a diagnosis"))
     assert found.abstained
     assert found.risks == {"legal", "medical"}

