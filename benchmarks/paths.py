@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+from opentelemetry.sdk.trace import SpanProcessor
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -146,7 +147,10 @@ def _in_process(
         await router.route(Task.parse(_body(0)))
 
     cpu = time.process_time
-    return [Subject(name, one, cpu) for name, one in (("bare", bare), ("naive", naive), ("cheap accepted", cheap), ("cache hit", hit))]
+    return [
+        Subject(name, one, cpu)
+        for name, one in (("bare", bare), ("naive", naive), ("cheap accepted", cheap), ("cache hit", hit))
+    ]
 
 
 def _over_http(session: aiohttp.ClientSession, bare: Server, naive: Server, ours: Server) -> list[Subject]:
@@ -219,7 +223,7 @@ async def _spans_of_one_request(router: Router) -> list[dict[str, Any]]:
     return [*told, server]
 
 
-class _Seen:
+class _Seen(SpanProcessor):
     """A span processor that remembers."""
 
     def __init__(self, seen: list[ReadableSpan]) -> None:

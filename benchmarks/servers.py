@@ -20,7 +20,7 @@ import orjson
 from aiohttp import web
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -180,5 +180,10 @@ async def _serve(app: web.Application) -> None:
 
 
 if __name__ == "__main__":
-    makers = {"upstream": upstream, "sink": sink, "proxy": proxy, "gateway": gateway}
+    makers: dict[str, Callable[..., web.Application]] = {
+        "upstream": upstream,
+        "sink": sink,
+        "proxy": proxy,
+        "gateway": gateway,
+    }
     asyncio.run(_serve(makers[sys.argv[1]](**json.loads(sys.argv[2]))))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 import yaml
 from aiohttp import web
+from opentelemetry.sdk.trace import SpanProcessor
 
 from tracerouter import config
 from tracerouter.telemetry import names
 from tracerouter.web import application
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from collections.abc import Mapping
 
     from opentelemetry.sdk.trace import ReadableSpan
@@ -23,7 +24,7 @@ CHAT = "/v1/chat/completions"
 NANOS = 1_000_000_000
 
 
-class Seen:
+class Seen(SpanProcessor):
     """A span processor that remembers."""
 
     def __init__(self) -> None:
@@ -32,13 +33,6 @@ class Seen:
     def on_end(self, span: ReadableSpan) -> None:
         """Remember it."""
         self.spans.append(span)
-
-    def shutdown(self) -> None:
-        """Nothing to stop."""
-
-    def force_flush(self, timeout_millis: int = 0) -> bool:  # noqa: ARG002 - the SDK's signature
-        """Nothing to flush."""
-        return True
 
 
 def write(folder: Path, models: Mapping[str, Any], policy: Mapping[str, Any], **settings: Any) -> Path:

@@ -1,7 +1,7 @@
 """Observability-first LLM routing for aiohttp: cheap first, validated, escalated with a reason, every step traced.
 
-    router = tracerouter.load("tracerouter.yaml")
-    outcome = await router.route(Task.chat("What does VAT stand for?"))
+router = tracerouter.load("tracerouter.yaml")
+outcome = await router.route(Task.chat("What does VAT stand for?"))
 """
 
 from __future__ import annotations

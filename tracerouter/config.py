@@ -184,13 +184,16 @@ class Settings(Written):
     """``tracerouter.yaml``, the deployment."""
 
     models: Annotated[dict[str, ModelOf], Field(min_length=1)]
-    classifier: list[Literal["rules", "examples"] | ExamplesOf | LlmOf | str] = ["rules", "examples"]
+    classifier: list[ExamplesOf | LlmOf | str] = ["rules", "examples"]
     store: Annotated[str, BeforeValidator(_store)] = "sqlite:///tracerouter.db"
     keys: KeysOf | None = None
     telemetry: TelemetryOf = TelemetryOf()
     timeout: Seconds = Field(default=60.0, description="A request's deadline, where the caller names none")
     max_body: Annotated[int, Field(ge=1024)] = Field(default=MAX_BODY_BYTES, description="Bytes")
     policy: Path
+
+
+_SHORTEST_KEY = 8
 
 
 class Keys:
@@ -418,8 +421,8 @@ def _callers(source: str, text: str) -> Iterable[tuple[bytes, Caller]]:
     known = ("key", "tenant", "team", "user", "tier")
     for position, entry in enumerate(entries):
         where = f"keys: {source}, entry {position}"
-        if not isinstance(entry, dict) or not isinstance(entry.get("key"), str) or len(entry["key"]) < 8:
-            msg = f"{where}: needs a `key` of at least 8 characters"
+        if not isinstance(entry, dict) or not isinstance(entry.get("key"), str) or len(entry["key"]) < _SHORTEST_KEY:
+            msg = f"{where}: needs a `key` of at least {_SHORTEST_KEY} characters"
             raise ConfigError(msg)
         for name, value in entry.items():
             if name not in known:

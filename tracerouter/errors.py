@@ -91,9 +91,7 @@ class ProviderError(TracerouterError):
     reason: ClassVar[str] = "provider_error"
     retryable: ClassVar[bool] = False
 
-    def __init__(
-        self, message: str, *, status: int | None = None, retry_after: float | None = None
-    ) -> None:
+    def __init__(self, message: str, *, status: int | None = None, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Decimal
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tracerouter.types import NANOS
 
@@ -30,9 +30,7 @@ class Price(NamedTuple):
     long: Price | None = None
 
     @classmethod
-    def per_million(
-        cls, input_usd: Decimal, output_usd: Decimal, cached_input_usd: Decimal | None = None
-    ) -> Price:
+    def per_million(cls, input_usd: Decimal, output_usd: Decimal, cached_input_usd: Decimal | None = None) -> Price:
         """Make a price of USD per million tokens; cached input costs as much as other input by default."""
         cached = input_usd if cached_input_usd is None else cached_input_usd
         return cls(_nanos(input_usd), _nanos(output_usd), _nanos(cached))
@@ -59,8 +57,8 @@ def known_price(provider: str, model: str) -> Price | None:
     except LookupError:
         return None
     prices = found.get_prices(datetime.now(UTC))
-    listed = (prices.input_mtok, prices.output_mtok, prices.cache_read_mtok)
-    if listed[0] is None or listed[1] is None:
+    listed: list[Any] = [prices.input_mtok, prices.output_mtok, prices.cache_read_mtok]
+    if None in listed[:2]:
         return None
     base = Price.per_million(*(getattr(price, "base", price) for price in listed))
     tiers = getattr(listed[0], "tiers", None)

@@ -233,9 +233,7 @@ class Router:
         tokens = count_request(task.body) if limit is not None else 0
         return decide(found, task.caller, self.policy, ladder=ladder, pinned=pinned, input_tokens=tokens)
 
-    def _call(
-        self, task: Task, decision: Decision, rung: Rung, escalation: Escalation | None, deadline: float
-    ) -> Call:
+    def _call(self, task: Task, decision: Decision, rung: Rung, escalation: Escalation | None, deadline: float) -> Call:
         model = self.models[rung.alias]
         body = compose(task, decision.rules, escalation, model=model.name, limit_field=model.limit_field)
         return Call(body, deadline, handler=task.handler, escalation=escalation)

@@ -116,7 +116,7 @@ class Task:
     hint: str | None = None
     """The task's label, where the caller knows it: classification is skipped."""
     urgency: str = "interactive"
-    freshness: Freshness = Freshness()
+    freshness: Freshness = Freshness()  # noqa: RUF009 - a tuple does not change
     timeout: float | None = None
     """Seconds from the start of ``route`` to the deadline. None: the router's."""
     request_id: str | None = None
@@ -576,7 +576,13 @@ def _checked_body(body: object) -> dict[str, Any]:
             limit = f"at least {low}" if high == _ANY else f"from {low} to {high}"
             msg = f"`{name}` must be {what} {limit}, not {_shown(value)}"
             raise BadRequest(msg, name)
-    for name, shape in (("model", str), ("stream", bool), ("tools", list), ("response_format", dict), ("stream_options", dict)):
+    for name, shape in (
+        ("model", str),
+        ("stream", bool),
+        ("tools", list),
+        ("response_format", dict),
+        ("stream_options", dict),
+    ):
         value = body.get(name)
         if value is not None and not isinstance(value, shape):
             msg = f"`{name}` must be {_SHAPES[shape]}, not {_kind(value)}"
@@ -623,6 +629,7 @@ def _check_response_format(wanted: dict[str, Any] | None) -> None:
             raise BadRequest(msg, "response_format.json_schema")
 
 
+_SHOWN = 40
 _ANY = float("inf")
 _NUMBERS: tuple[tuple[str, Any, float, float], ...] = (
     ("max_tokens", int, 1, _ANY),
@@ -642,4 +649,4 @@ def _kind(value: object) -> str:
 def _shown(value: object) -> str:
     """Return a short form of a value for an error message; long ones may hold a prompt."""
     text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

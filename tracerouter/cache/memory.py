@@ -17,7 +17,7 @@ _OVERHEAD: Final = 200
 """Bytes that an entry takes besides its key and value, about."""
 
 
-class BoundedMemoryCache(BaseCache):  # type: ignore[misc] - aiocache has no types
+class BoundedMemoryCache(BaseCache):
     """An aiocache backend for immutable ``bytes``, in this process.
 
     Args:
@@ -33,7 +33,7 @@ class BoundedMemoryCache(BaseCache):  # type: ignore[misc] - aiocache has no typ
             max_bytes, getsizeof=lambda key, value: len(key) + len(value[0]) + _OVERHEAD
         )
 
-    async def _get(self, key: str, encoding: str | None = "utf-8", _conn: Any = None) -> bytes | None:  # noqa: ARG002 - aiocache's signature
+    async def _get(self, key: str, encoding: str | None = "utf-8", _conn: Any = None) -> bytes | None:
         found = self._kept.get(key)
         if found is None:
             return None
@@ -45,10 +45,14 @@ class BoundedMemoryCache(BaseCache):  # type: ignore[misc] - aiocache has no typ
 
     _gets = _get
 
-    async def _multi_get(self, keys: list[str], encoding: str | None = "utf-8", _conn: Any = None) -> list[bytes | None]:  # noqa: ARG002 - as above
+    async def _multi_get(
+        self, keys: list[str], encoding: str | None = "utf-8", _conn: Any = None
+    ) -> list[bytes | None]:
         return [await self._get(key) for key in keys]
 
-    async def _set(self, key: str, value: bytes, ttl: float | None = None, _cas_token: Any = None, _conn: Any = None) -> bool:  # noqa: ARG002 - as above
+    async def _set(
+        self, key: str, value: bytes, ttl: float | None = None, _cas_token: Any = None, _conn: Any = None
+    ) -> bool:
         if _cas_token is not None and _cas_token != await self._get(key):
             return False
         try:
@@ -58,36 +62,38 @@ class BoundedMemoryCache(BaseCache):  # type: ignore[misc] - aiocache has no typ
             return False
         return True
 
-    async def _multi_set(self, pairs: list[tuple[str, bytes]], ttl: float | None = None, _conn: Any = None) -> bool:  # noqa: ARG002 - as above
+    async def _multi_set(self, pairs: list[tuple[str, bytes]], ttl: float | None = None, _conn: Any = None) -> bool:
         for key, value in pairs:
             await self._set(key, value, ttl)
         return True
 
-    async def _add(self, key: str, value: bytes, ttl: float | None = None, _conn: Any = None) -> bool:  # noqa: ARG002 - as above
+    async def _add(self, key: str, value: bytes, ttl: float | None = None, _conn: Any = None) -> bool:
         if await self._get(key) is not None:
             msg = f"Key {key} already exists, use .set to update the value"
             raise ValueError(msg)
         return await self._set(key, value, ttl)
 
-    async def _exists(self, key: str, _conn: Any = None) -> bool:  # noqa: ARG002 - as above
+    async def _exists(self, key: str, _conn: Any = None) -> bool:
         return await self._get(key) is not None
 
-    async def _increment(self, key: str, delta: int, _conn: Any = None) -> int:  # noqa: ARG002 - as above
+    async def _increment(self, key: str, delta: int, _conn: Any = None) -> int:
         number = int(await self._get(key) or b"0") + delta
         await self._set(key, str(number).encode())
         return number
 
-    async def _expire(self, key: str, ttl: float, _conn: Any = None) -> bool:  # noqa: ARG002 - as above
+    async def _expire(self, key: str, ttl: float, _conn: Any = None) -> bool:
         value = await self._get(key)
         return value is not None and await self._set(key, value, ttl)
 
-    async def _delete(self, key: str, _conn: Any = None) -> int:  # noqa: ARG002 - as above
+    async def _delete(self, key: str, _conn: Any = None) -> int:
         return int(self._kept.pop(key, None) is not None)
 
-    async def _clear(self, namespace: str | None = None, _conn: Any = None) -> bool:  # noqa: ARG002 - as above
+    async def _clear(self, namespace: str | None = None, _conn: Any = None) -> bool:
         for key in [key for key in self._kept if key.startswith(namespace or "")]:
             self._kept.pop(key, None)
         return True
 
-    async def _raw(self, command: str, *args: Any, encoding: str | None = None, _conn: Any = None, **kwargs: Any) -> Any:  # noqa: ARG002 - as above
+    async def _raw(
+        self, command: str, *args: Any, encoding: str | None = None, _conn: Any = None, **kwargs: Any
+    ) -> Any:
         return getattr(self._kept, command)(*args, **kwargs)

@@ -35,7 +35,7 @@ class OutputCache:
         self._fails = False
 
     async def look_up(self, key: str, freshness: Freshness) -> Hit:
-        """Return what is held: a ``hit``, a ``miss``, or ``stale`` where it has expired or is too old for the caller."""
+        """Return what is held: a ``hit``, a ``miss``, or ``stale`` where it expired or is too old for the caller."""
         try:
             raw = await self._backend.get(key)
         except Exception as error:  # noqa: BLE001 - whatever a backend raises: a request goes on without it

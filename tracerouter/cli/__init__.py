@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 not found or not good, 2 a mistake in what was given."""
     parser = argparse.ArgumentParser(
         prog="tracerouter",
-        description="Sends easy LLM requests to a cheap model, validates the answer, and traces every step with its cost.",
+        description="Sends easy LLM requests to a cheap model, validates its answer, and traces every step.",
         epilog="Start with: tracerouter demo",
     )
     parser.add_argument("--version", action="version", version=f"tracerouter {version('tracerouter')}")

@@ -63,7 +63,7 @@ def run(asked: argparse.Namespace) -> int:
     built = files.demo(lambda said: console.print(said, style="dim", highlight=False))
     outcomes = asyncio.run(_route(built, prompts, wanted, console))
     summary = _summary(outcomes)
-    _show(console, built, outcomes, summary)
+    _show(console, outcomes, summary)
     if asked.json:
         asked.json.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return 0
@@ -134,7 +134,7 @@ def _summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def _show(console: Console, built: Deployment, outcomes: Sequence[Outcome], summary: dict[str, Any]) -> None:
+def _show(console: Console, outcomes: Sequence[Outcome], summary: dict[str, Any]) -> None:
     table = Table("route", "requests", "share", "cost", title=f"{summary['requests']} requests", title_justify="left")
     for route, number in sorted(summary["routes"].items(), key=lambda item: -item[1]):
         spent = sum(outcome.cost_nanos for outcome in outcomes if outcome.facts["route"] == route) / NANOS
@@ -142,9 +142,13 @@ def _show(console: Console, built: Deployment, outcomes: Sequence[Outcome], summ
     console.print(table)
     cost, baseline = summary["cost"], summary["baseline_cost"]
     saved = f", {1 - cost / baseline:.0%} less" if 0 < cost < baseline else ""
-    console.print(f"cost ${cost:.6f}; always-expensive ${baseline:.6f}{saved}; cache hits {summary['cache_hit_ratio']:.0%}")
+    console.print(
+        f"cost ${cost:.6f}; always-expensive ${baseline:.6f}{saved}; cache hits {summary['cache_hit_ratio']:.0%}"
+    )
     console.print(f"reasons: {', '.join(f'{name} {count}' for name, count in summary['reasons'].items())}\n")
-    telling = max(outcomes, key=lambda outcome: (len(outcome.attempts), outcome.status is not Status.CACHED, outcome.cost_nanos))
+    telling = max(
+        outcomes, key=lambda outcome: (len(outcome.attempts), outcome.status is not Status.CACHED, outcome.cost_nanos)
+    )
     store = files.demo_store()
     try:
         found = DecisionLog(store).find(str(telling.facts["trace_id"]))

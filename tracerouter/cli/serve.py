@@ -37,7 +37,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
 def run(asked: argparse.Namespace) -> int:
     """Serve until a signal ends it."""
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)  # the decision log tells more
-    built = deployment(asked.config, lambda said: sys.stderr.write(f"{said}\n"))
+    built = deployment(asked.config, _say)
     if built.keys is None:
         if not _is_loopback(asked.host):
             msg = (
@@ -62,6 +62,10 @@ def run(asked: argparse.Namespace) -> int:
         msg = f"can't listen on {asked.host}:{asked.port}: {error.strerror or error}"
         raise ConfigError(msg) from None
     return 0
+
+
+def _say(said: str) -> None:
+    sys.stderr.write(f"{said}\n")
 
 
 def _is_loopback(host: str) -> bool:

@@ -20,7 +20,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     parser = commands.add_parser(
         "trace",
         help="a recent request as a waterfall",
-        description="Draws a request from the decision log: stages, reasons, tokens, cost, and what it would have cost.",
+        description="Draws a request of the decision log: stages, reasons, tokens, cost, and what it would have cost.",
         epilog="Examples: tracerouter trace 4bf92f3577b34da6a3ce929d0e0e4736; tracerouter trace --last fallback",
     )
     add_config(parser)

@@ -56,9 +56,7 @@ def _stages(timeline: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield f"{name:<{width}} {bar} {note['duration_ms']:>9.1f} ms  {_detail(note)}".rstrip()
 
 
-def _tree(
-    timeline: Sequence[Mapping[str, Any]], parent: str, margin: str
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _tree(timeline: Sequence[Mapping[str, Any]], parent: str, margin: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     children = [note for note in timeline if note["parent_id"] == parent]
     for note in children:
         last = note is children[-1]
@@ -89,7 +87,9 @@ def _detail(note: Mapping[str, Any]) -> str:
     used_in = told.get(names.GEN_AI_INPUT_TOKENS, 0)
     used_out = told.get(names.GEN_AI_OUTPUT_TOKENS, 0)
     if used_in or used_out:
-        parts.append(f"{used_in} in, {used_out} out, {_usd(told[names.COST]) if names.COST in told else 'cost unknown'}")
+        parts.append(
+            f"{used_in} in, {used_out} out, {_usd(told[names.COST]) if names.COST in told else 'cost unknown'}"
+        )
     if names.ERROR_TYPE in told:
         parts.append(f"ERROR {told[names.ERROR_TYPE]}")
     parts += [f"{event['name']} at {event['at_ms']:.0f} ms ({event.get(names.ERROR_TYPE)})" for event in note["events"]]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tracerouter.policy.model import Policy, TaskRule, TierPolicy
     from tracerouter.types import Caller, Classification
 
+
 def decide(  # noqa: PLR0913 - all that a decision may depend on, and nothing else
     classification: Classification,
     caller: Caller,
@@ -74,7 +75,7 @@ def _threshold(classification: Classification, policy: Policy, rule: TaskRule) -
     return max([rule.threshold, *(limit for limit in risky if limit is not None)])
 
 
-def _start(  # noqa: PLR0913 - as above
+def _start(  # noqa: PLR0911, PLR0913 - a table of rules, the first that holds wins
     classification: Classification,
     policy: Policy,
     rule: TaskRule,

@@ -19,6 +19,8 @@ _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
+_FOR_EVER = 1e9
+
 _SHOWN = 60
 """Characters of a wrong value that an error shows."""
 
@@ -47,7 +49,7 @@ class Written(BaseModel):
 
 def seconds(found: object) -> float:
     """Read a duration: a number of seconds, or a number with a unit (``500ms 20s 10m 1h 7d``)."""
-    if isinstance(found, (int, float)) and not isinstance(found, bool) and found >= 0:
+    if isinstance(found, (int, float)) and not isinstance(found, bool) and 0 <= found < _FOR_EVER:
         return float(found)
     match = _DURATION.fullmatch(found.strip()) if isinstance(found, str) else None
     if match is None:
@@ -137,9 +139,7 @@ def _value(  # noqa: PLR0913 - a recursion over nodes carries its surroundings
             found[key] = _value(path, loader, value_node, (*where, key), lines, variables)
         return found
     if isinstance(node, yaml.SequenceNode):
-        return [
-            _value(path, loader, item, (*where, index), lines, variables) for index, item in enumerate(node.value)
-        ]
+        return [_value(path, loader, item, (*where, index), lines, variables) for index, item in enumerate(node.value)]
     value = loader.construct_object(node, deep=True)
     if variables and isinstance(value, str):
         return _VARIABLE.sub(lambda match: _variable(path, node.start_mark.line + 1, match[1]), value)

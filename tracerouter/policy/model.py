@@ -37,8 +37,10 @@ def _never(found: object) -> object:
 
 
 class TaskCache(Written):
-    """How long one task's answers are kept. Who shares them is the whole policy's to say, since the look-up comes
-    before the task is known."""
+    """How long one task's answers are kept.
+
+    Who shares them is the whole policy's to say, since the look-up comes before the task is known.
+    """
 
     ttl: Seconds | None = Field(description="How long an answer is kept: 10m, 1h")
 

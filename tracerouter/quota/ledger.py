@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
 from tracerouter.types import NANOS
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable
     from datetime import tzinfo
 
     from tracerouter.store import SqliteStore
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     Period = Literal["day", "month"]
 
 _INSERT: Final = "INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_SUMS: Final = "coalesce(sum(cost_nanos), 0), coalesce(sum(requests), 0), coalesce(sum(input_tokens + output_tokens), 0)"
+_SUMS: Final = (
+    "coalesce(sum(cost_nanos), 0), coalesce(sum(requests), 0), coalesce(sum(input_tokens + output_tokens), 0)"
+)
 _LEADERS: Final = 20
 
 
@@ -62,7 +64,7 @@ class SqliteLedger:
         )
         return self._store.write(_INSERT, values)
 
-    def spent(
+    def spent(  # noqa: PLR0913 - a scope may be narrowed by each
         self,
         period: Period,
         now: float,
@@ -77,17 +79,20 @@ class SqliteLedger:
         given = {name: value for name, value in scope.items() if value is not None}
         where = " AND ".join(["day >= ?", "day <= ?", *(f"{name} = ?" for name in given)])
         days = (self._first_day(period, now), self._day(now))
-        ((cost, requests, tokens),) = self._store.read(f"SELECT {_SUMS} FROM spend WHERE {where}", (*days, *given.values()))
+        query = f"SELECT {_SUMS} FROM spend WHERE {where}"  # noqa: S608 - the names are ours, the values are bound
+        ((cost, requests, tokens),) = self._store.read(query, (*days, *given.values()))
         return Spend(cost, requests, tokens)
 
     def tenant_spend(self) -> list[tuple[tuple[str, str], float]]:
         """Return ``((tenant, period), USD)`` of the tenants that spend most, and of all others as ``other``."""
         now = datetime.now(UTC).timestamp()
-        return [((tenant, period), nanos / NANOS) for period in _PERIODS for tenant, nanos in self._leaders(period, now)]
+        return [
+            ((tenant, period), nanos / NANOS) for period in _PERIODS for tenant, nanos in self._leaders(period, now)
+        ]
 
     def _leaders(self, period: Period, now: float) -> list[tuple[str, int]]:
         rows = self._store.read(
-            "SELECT tenant, sum(cost_nanos) AS cost FROM spend WHERE day >= ? AND day <= ? GROUP BY tenant ORDER BY cost DESC",
+            "SELECT tenant, sum(cost_nanos) AS cost FROM spend WHERE day BETWEEN ? AND ? GROUP BY tenant ORDER BY cost DESC",
             (self._first_day(period, now), self._day(now)),
         )
         others = sum(cost for _, cost in rows[_LEADERS:])

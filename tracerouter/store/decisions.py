@@ -43,7 +43,9 @@ class DecisionLog:
 
 def _row(row: Mapping[str, Any], timeline: Sequence[Mapping[str, Any]] | None) -> Row:
     stages = None if timeline is None else orjson.dumps(timeline).decode()
-    told = (row.get(name) for name in ("request_id", "time", "trace_id", "tenant", "task", "route", "outcome", "reason"))
+    told = (
+        row.get(name) for name in ("request_id", "time", "trace_id", "tenant", "task", "route", "outcome", "reason")
+    )
     nanos = round(row["cost"] * NANOS)
     return _INSERT, (*told, nanos, timeline is not None, orjson.dumps(dict(row)).decode(), stages)
 

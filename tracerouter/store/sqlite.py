@@ -12,7 +12,6 @@ import queue
 import secrets
 import sqlite3
 import threading
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -37,7 +36,8 @@ CREATE TABLE IF NOT EXISTS entries (
 );
 CREATE TABLE IF NOT EXISTS spend (
     day TEXT NOT NULL, tenant TEXT NOT NULL, team TEXT NOT NULL, user TEXT NOT NULL, role TEXT NOT NULL,
-    cost_nanos INTEGER NOT NULL, requests INTEGER NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
+    cost_nanos INTEGER NOT NULL, requests INTEGER NOT NULL,
+    input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
     PRIMARY KEY (day, tenant, team, user, role)
 ) WITHOUT ROWID;
 CREATE TRIGGER IF NOT EXISTS spent AFTER INSERT ON entries BEGIN
@@ -89,8 +89,9 @@ class SqliteStore:
 
     def __init__(self, path: Path | str) -> None:
         self._name = str(path)
-        in_memory = self._name == ":memory:"
-        self._uri = f"file:tracerouter-{secrets.token_hex(8)}?mode=memory&cache=shared" if in_memory else self._name
+        self._in_memory = self._name == ":memory:"
+        shared = f"file:tracerouter-{secrets.token_hex(8)}?mode=memory&cache=shared"
+        self._address = shared if self._in_memory else self._name
         self._writer = self._open()
         self._reader = self._open()
         self._reading = threading.Lock()
@@ -150,17 +151,20 @@ class SqliteStore:
 
     def _open(self) -> sqlite3.Connection:
         try:
-            connection = sqlite3.connect(self._uri, uri=True, isolation_level=None, check_same_thread=False, timeout=5) if self._uri != self._name else sqlite3.connect(self._name, isolation_level=None, check_same_thread=False, timeout=5)
+            connection = sqlite3.connect(
+                self._address, uri=self._in_memory, isolation_level=None, check_same_thread=False, timeout=5
+            )
             connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")  # a commit survives the process's death, if not the machine's
+            # a commit survives the death of the process, if not that of the machine
+            connection.execute("PRAGMA synchronous = NORMAL")
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version > VERSION:
-                msg = f"store: {self._name} was written by a newer tracerouter (tables {version}, known {VERSION}): upgrade, or use another file"
+                msg = f"store: {self._name} was written by a newer tracerouter: upgrade, or use another file"
                 raise ConfigError(msg)
             connection.executescript(_SCHEMA)
             connection.execute(f"PRAGMA user_version = {VERSION}")
         except sqlite3.Error as error:
-            msg = f"store: {self._name} can't be used as a SQLite file ({error}); give another path, or move the file away"
+            msg = f"store: {self._name} can't be used as a SQLite file ({error}); give another path, or move it away"
             raise ConfigError(msg) from None
         return connection
 

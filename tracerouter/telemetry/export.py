@@ -67,7 +67,7 @@ class Telemetry:
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     """Keys the hashes of prompts, and of users where those are hashed."""
     hash_users: bool = False
-    resource: Resource = field(default_factory=lambda: this_process())
+    resource: Resource = field(default_factory=lambda: this_process())  # noqa: PLW0108 - it is defined further down
 
     def __post_init__(self) -> None:
         self.scope = scope()

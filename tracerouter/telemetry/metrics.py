@@ -53,8 +53,8 @@ class TraceRef(NamedTuple):
 class CounterOf:
     """A sum that only grows. With `nanos`, amounts are nano-dollars and are exported as USD."""
 
-    def __init__(self, name: str, unit: str, attributes: tuple[str, ...], help: str, *, nanos: bool = False) -> None:
-        self.name, self.unit, self.attributes, self.help = name, unit, attributes, help
+    def __init__(self, name: str, unit: str, attributes: tuple[str, ...], about: str, *, nanos: bool = False) -> None:
+        self.name, self.unit, self.attributes, self.about = name, unit, attributes, about
         self._scale = NANOS if nanos else 1
         self.values: dict[Key, int] = {}
 
@@ -64,7 +64,7 @@ class CounterOf:
 
     def register(self, meter: Meter) -> None:
         """Let the SDK read it."""
-        meter.create_observable_counter(self.name, [self._observe], self.unit, self.help)
+        meter.create_observable_counter(self.name, [self._observe], self.unit, self.about)
 
     def _observe(self, _: CallbackOptions) -> Iterable[Observation]:
         for key, value in list(self.values.items()):
@@ -86,9 +86,9 @@ class HistogramOf:
     """Values counted by upper bound, with one exemplar a bucket: the newest value of a kept trace."""
 
     def __init__(
-        self, name: str, unit: str, attributes: tuple[str, ...], help: str, bounds: tuple[float, ...] = SECONDS
+        self, name: str, unit: str, attributes: tuple[str, ...], about: str, bounds: tuple[float, ...] = SECONDS
     ) -> None:
-        self.name, self.unit, self.attributes, self.help = name, unit, attributes, help
+        self.name, self.unit, self.attributes, self.about = name, unit, attributes, about
         self.bounds = bounds
         self.series: dict[Key, _Series] = {}
 
@@ -120,7 +120,7 @@ class HistogramOf:
                     self.bounds, series.lowest, series.highest, exemplars,
                 )
             )  # fmt: skip
-        return Metric(self.name, self.help, self.unit, Histogram(points, AggregationTemporality.CUMULATIVE))
+        return Metric(self.name, self.about, self.unit, Histogram(points, AggregationTemporality.CUMULATIVE))
 
 
 class GaugeOf:
@@ -131,15 +131,15 @@ class GaugeOf:
         name: str,
         unit: str,
         attributes: tuple[str, ...],
-        help: str,
+        about: str,
         read: Callable[[], Iterable[tuple[Key, float]]] = tuple,
     ) -> None:
-        self.name, self.unit, self.attributes, self.help = name, unit, attributes, help
+        self.name, self.unit, self.attributes, self.about = name, unit, attributes, about
         self.read = read
 
     def register(self, meter: Meter) -> None:
         """Let the SDK read it."""
-        meter.create_observable_gauge(self.name, [self._observe], self.unit, self.help)
+        meter.create_observable_gauge(self.name, [self._observe], self.unit, self.about)
 
     def _observe(self, _: CallbackOptions) -> Iterable[Observation]:
         for key, value in self.read():

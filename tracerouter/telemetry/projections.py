@@ -102,7 +102,13 @@ FIELDS: Final = (
     Field("answer", str, lambda r: r.answer),
 )
 
-_STAGE: Final = {names.TOKENS_INPUT: int, names.TOKENS_OUTPUT: int, names.COST: float, names.LATENCY: float, names.ERROR_TYPE: str}
+_STAGE: Final = {
+    names.TOKENS_INPUT: int,
+    names.TOKENS_OUTPUT: int,
+    names.COST: float,
+    names.LATENCY: float,
+    names.ERROR_TYPE: str,
+}
 _RUNG: Final = {names.COST_SOURCE: str}
 
 SPAN_ATTRIBUTES: Final[dict[str, dict[str, type]]] = {
@@ -167,50 +173,54 @@ def server_span(timeline: Timeline, resource: Resource, scope: InstrumentationSc
     return _span(note, _identity(timeline, note), timeline.parent, _attributes(note), resource, scope)
 
 
-def measure(
-    record: Record, keep: str | None, instruments: Instruments, tasks: Collection[str]
-) -> None:
+def measure(record: Record, keep: str | None, instruments: Instruments, tasks: Collection[str]) -> None:
     """Count the request in every metric. Labels that are not in `tasks` count as ``other``."""
-    m, arm, route, outcome = instruments, record.arm, record.route, record.outcome
     task = record.task if record.task is None or record.task in tasks else "other"
-    root = record.timeline.root
-    seen_in = TraceRef(record.timeline.trace_id, root.span_id) if keep else None
+    _measure_request(record, task, keep, instruments)
+    _measure_stages(record, keep, instruments)
+    _measure_attempts(record, task, instruments)
 
-    m.requests.add(1, route, outcome, task, arm)
-    m.duration.record(record.latency_ms / 1e3, route, outcome, arm, seen_in=seen_in)
-    m.overhead.record(record.overhead_ms / 1e3, route, seen_in=seen_in)
+
+def _measure_request(record: Record, task: str | None, keep: str | None, m: Instruments) -> None:
+    seen_in = TraceRef(record.timeline.trace_id, record.timeline.root.span_id) if keep else None
+    m.requests.add(1, record.route, record.outcome, task, record.arm)
+    m.duration.record(record.latency_ms / 1e3, record.route, record.outcome, record.arm, seen_in=seen_in)
+    m.overhead.record(record.overhead_ms / 1e3, record.route, seen_in=seen_in)
     if record.cache_layer is not None:
         m.cache.add(1, record.cache_layer, record.cache_status)
     if record.classifier is not None:
-        abstained = not record.confidence
-        m.classifications.add(1, task, record.classifier, abstained)
-        if not abstained:
-            m.confidence.record(record.confidence or 0.0, task, seen_in=seen_in)
+        m.classifications.add(1, task, record.classifier, not record.confidence)
+        if record.confidence:
+            m.confidence.record(record.confidence, task, seen_in=seen_in)
+
+
+def _measure_stages(record: Record, keep: str | None, m: Instruments) -> None:
     for note in record.timeline.notes[1:]:
-        if note.kind is not SpanKind.CLIENT:
+        seen_in = TraceRef(record.timeline.trace_id, note.span_id) if keep else None
+        if note.kind is SpanKind.CLIENT:
+            called = (note.attributes[name] for name in m.operation.attributes[:-1])
+            m.operation.record(note.latency, *called, note.error_type, seen_in=seen_in)
+        else:
             m.stage_duration.record(note.latency, note.name, note.error_type, seen_in=seen_in)
-            continue
-        told = note.attributes
-        m.operation.record(
-            note.latency,
-            told[names.GEN_AI_OPERATION], told[names.GEN_AI_PROVIDER], told[names.GEN_AI_REQUEST_MODEL], note.error_type,
-            seen_in=TraceRef(record.timeline.trace_id, note.span_id) if keep else None,
-        )  # fmt: skip
     for validator, status in record.checks:
-        m.validations.add(1, validator, status, arm)
+        m.validations.add(1, validator, status, record.arm)
+
+
+def _measure_attempts(record: Record, task: str | None, m: Instruments) -> None:
     before: Tried | None = None
     for tried in record.attempts:
         m.attempts.add(1, tried.model, tried.role, tried.failure)
         m.tokens.add(tried.input_tokens, tried.model, "input")
         m.tokens.add(tried.output_tokens, tried.model, "output")
         if tried.cost_nanos is not None:
-            m.cost.add(tried.cost_nanos, tried.model, tried.role, task, tried.cost_source, arm)
+            m.cost.add(tried.cost_nanos, tried.model, tried.role, task, tried.cost_source, record.arm)
         if before is not None:
-            m.fallbacks.add(1, before.model, tried.model, before.failure, task, arm)
+            m.fallbacks.add(1, before.model, tried.model, before.failure, task, record.arm)
         before = tried
     if record.baseline_nanos:
-        served = (before.model, before.role, task, before.cost_source) if before else (None, "cached", task, "reported")
-        m.baseline.add(record.baseline_nanos, *served, arm)
+        answered = (before.model, before.role) if before else (None, record.route)
+        source = before.cost_source if before else record.cost_source
+        m.baseline.add(record.baseline_nanos, *answered, task, source, record.arm)
 
 
 def log_record(record: Record) -> LogRecord:
@@ -252,7 +262,8 @@ def timeline_rows(record: Record) -> list[dict[str, Any]]:
             "duration_ms": note.latency * 1e3,
             "attributes": _attributes(note),
             "events": [
-                {"name": name, "at_ms": (at_ns - root.start_ns) / 1e6, **details} for name, at_ns, details in note.events
+                {"name": name, "at_ms": (at_ns - root.start_ns) / 1e6, **details}
+                for name, at_ns, details in note.events
             ],
         }
         for note in record.timeline.notes

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from tracerouter.telemetry.timeline import Note
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
     """One attempt, as the record tells it."""

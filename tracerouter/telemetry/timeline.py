@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from tracerouter.types import Usage
 
-_draw = random.Random().getrandbits  # ids need to differ, not to be secret; OpenTelemetry's SDK draws the same way
+_draw = random.Random().getrandbits  # noqa: S311 - ids must differ, not be secret: OpenTelemetry draws them so too
 _propagator: Final = TraceContextTextMapPropagator()
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 
@@ -90,9 +90,7 @@ class Note:
         self._token: Token[Context] = otel_context.attach(trace.set_span_in_context(span))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.end_ns = time.perf_counter_ns() + self._clock_offset
         otel_context.detach(self._token)
         if error is not None:
@@ -101,7 +99,9 @@ class Note:
     @property
     def span_context(self) -> SpanContext:
         """The identity of the span to be."""
-        return SpanContext(self._trace_id, self.span_id, is_remote=False, trace_flags=self.flags, trace_state=self._state)
+        return SpanContext(
+            self._trace_id, self.span_id, is_remote=False, trace_flags=self.flags, trace_state=self._state
+        )
 
     @property
     def traceparent(self) -> str:
@@ -144,7 +144,9 @@ class Timeline:
         self.capture = capture
         current = trace.get_current_span()
         found = parent or current.get_span_context()
-        self.in_host_span: bool = parent is None and found.is_valid and not found.is_remote and not isinstance(current, NoteSpan)
+        self.in_host_span: bool = (
+            parent is None and found.is_valid and not found.is_remote and not isinstance(current, NoteSpan)
+        )
         """Whether the parent is a span of the host's own tracing, whose sampling is honoured."""
         self.parent: SpanContext | None = found if found.is_valid else None
         self.trace_id: int = found.trace_id if found.is_valid else _draw(128) or 1

@@ -36,8 +36,8 @@ class Checks:
             if ":" in name:
                 self._known[name] = Custom(name, load(name))
             elif name not in BUILT_IN:
-                known = ", ".join(BUILT_IN)
-                msg = f"validate: {name!r} is no validator{nearest(name, BUILT_IN)}; known are {known}, or package.module:function"
+                known = f"{', '.join(BUILT_IN)}, or package.module:function"
+                msg = f"validate: {name!r} is no validator{nearest(name, BUILT_IN)}; known are {known}"
                 raise ConfigError(msg)
 
     def of(self, task: Task, rules: Rules) -> Sequence[Validator]:

@@ -13,21 +13,23 @@ if TYPE_CHECKING:
 _OPENING: Final = 300
 """Characters in which a refusal shows; further on, the same words are usually part of an answer."""
 
-_APOLOGY: Final = r"(?:(?:i['’]?m|i am|we are|we['’]?re)\s+(?:very |so |really )?(?:sorry|afraid)|sorry|apologies|i apologi[sz]e|unfortunately)"
-_CANNOT: Final = (
-    r"(?:i|we)\s+(?:can\s?not|can['’]?t|won['’]?t|will not|am not able to|['’]?m not able to|am unable to|['’]?m unable to"
-    r"|must decline|have to decline|cannot and will not|do not feel comfortable|don['’]?t feel comfortable)"
+_SORRY: Final = (
+    r"(?:i['’]?m|i am|we are|we['’]?re) (?:very |so |really )?(?:sorry|afraid)|sorry|apologies|unfortunately"
 )
-_HELPING: Final = (
-    r"(?:help|assist|comply|provide|do that|do this|fulfil+|support|create|generate|write|answer|discuss|engage|give|share"
-    r"|continue|complete|participate|offer|process|with that|with this)"
+_AS_AN_AI: Final = r"as an? (?:ai|(?:ai |large )?language model|assistant)[^.,]{0,40}"
+_CANNOT: Final = (
+    r"(?:i|we) (?:can ?not|can['’]?t|won['’]?t|will not|am (?:not able|unable) to|do(?:n['’]?t| not) feel comfortable)"
+    r"|i['’]?m (?:not able|unable) to"
+)
+_HELP: Final = (
+    r"help|assist|comply|provide|do (?:that|this)|fulfil+|support|create|creating|generate|write|writing|answer|discuss"
+    r"|engage|give|share|continue|complete|participate|offer|process"
 )
 _REFUSALS: Final = re.compile(
-    rf"^\W*(?:{_APOLOGY}[,.:;!\s—-]*(?:but\s+)?)?(?:as an? (?:ai|large language model|language model|ai language model|assistant)[^.]{{0,40}},\s*)?"
-    rf"(?:{_CANNOT}\s+(?:\w+\s+){{0,2}}?{_HELPING}\b|(?:i|we) must decline\b|(?:i|we) have to decline\b"
-    rf"|(?:this|that|your) request (?:violates|goes against|is against)\b"
-    rf"|(?:i['’]?m|i am) (?:not able|unable) to (?:\w+\s+){{0,2}}?{_HELPING}\b"
-    rf"|it (?:would be|is|would not be) (?:not |in)?appropriate for me\b)",
+    rf"^\W*(?:(?:{_SORRY})\W+(?:but )?)?(?:(?:{_AS_AN_AI}),\s*)?"
+    rf"(?:(?:{_CANNOT}) (?:\w+ ){{0,2}}?(?:{_HELP})\b"
+    r"|(?:i|we) (?:must|have to) decline\b"
+    r"|(?:this|that|your) request (?:violates|goes against|is against)\b)",
     re.IGNORECASE,
 )
 

@@ -122,8 +122,10 @@ def plain(completion: Completion, outcome: Outcome) -> dict[str, Any]:
 
 
 class _Stream:
-    """An answer as server-sent events. The response starts with the first chunk, so that until then an error can
-    have a status of its own."""
+    """An answer as server-sent events.
+
+    The response starts with the first chunk, so that until then an error can have a status of its own.
+    """
 
     def __init__(self, request: web.Request, task: Task) -> None:
         self._request = request

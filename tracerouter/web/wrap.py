@@ -40,9 +40,7 @@ ESCALATION = web.RequestKey("tracerouter.escalation", object)
 """Set for a wrapped handler that is called because a cheaper rung failed: a :class:`tracerouter.types.Escalation`."""
 
 
-def setup(
-    app: web.Application, router: Router, *, wrap: Iterable[str] = (), identify: Identify | None = None
-) -> None:
+def setup(app: web.Application, router: Router, *, wrap: Iterable[str] = (), identify: Identify | None = None) -> None:
     """Put tracerouter around an application: one line.
 
     Run the application with ``handler_cancellation=True``, so that a client that goes away stops the model's work.

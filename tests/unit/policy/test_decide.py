@@ -113,7 +113,7 @@ def test_a_middle_rung_called_first_is_cheap() -> None:
     pinned=st.sampled_from([None, "small", "large"]),
     tokens=st.integers(0, 1000),
 )
-def test_every_input_has_a_decision(  # noqa: D103 - the name says it
+def test_every_input_has_a_decision(
     label: str, confidence: float, risks: frozenset[str], tier: str | None, pinned: str | None, tokens: int
 ) -> None:
     caller = Caller(tier=tier)

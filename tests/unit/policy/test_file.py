@@ -28,7 +28,10 @@ def error_of(tmp_path: Path, text: str | bytes) -> str:
         ("ladder: []", "policy.yaml:1: ladder: found []; list should have at least 1 item"),
         ("name: x", "policy.yaml:1: ladder: is missing"),
         ("ladder: [a, a]", "an alias stands in it twice"),
-        ("ladder: [a]\nmin_confidense: 1", "policy.yaml:2: min_confidense: is not a key here (did you mean 'min_confidence'?)"),
+        (
+            "ladder: [a]\nmin_confidense: 1",
+            "policy.yaml:2: min_confidense: is not a key here (did you mean 'min_confidence'?)",
+        ),
         ("ladder: [a]\nmin_confidence: 1.5", "policy.yaml:2: min_confidence: found 1.5; input should be less than"),
         ("ladder: [a]\nmax_output_tokens: -1", "policy.yaml:2: max_output_tokens: found -1"),
         ("ladder: [a]\ntasks:\n  x: {max_input_tokens: -5}", "policy.yaml:3: tasks.x.max_input_tokens: found -5"),
@@ -64,7 +67,9 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     assert [line.split(":")[1] for line in error_of(tmp_path, text).splitlines()] == ["2", "1", "3"]
 
 
-@pytest.mark.parametrize(("written", "ttl"), [("never", None), ("off", None), ("no", None), ("{ttl: 90}", 90), ("{ttl: 1h}", 3600)])
+@pytest.mark.parametrize(
+    ("written", "ttl"), [("never", None), ("off", None), ("no", None), ("{ttl: 90}", 90), ("{ttl: 1h}", 3600)]
+)
 def test_cache_rules(tmp_path: Path, written: str, ttl: float | None) -> None:
     """``never`` and its likely spellings turn the cache off; a duration may have a unit."""
     (tmp_path / "policy.yaml").write_text(f"ladder: [a]\ncache: {written}")

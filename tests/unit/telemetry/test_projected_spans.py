@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from opentelemetry import context as otel_context
@@ -17,13 +17,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags
 
+from tests.gateway import Seen
 from tracerouter.errors import RateLimited
 from tracerouter.telemetry import Draft, Note, Telemetry, Timeline, names, projections
 from tracerouter.types import Reason, Task, Usage
 from tracerouter.types import Status as Ended
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -97,18 +95,6 @@ class Live:
         return self.exporter.get_finished_spans()
 
 
-class Seen:
-    """A span processor that remembers."""
-
-    def __init__(self) -> None:
-        self.spans: list[ReadableSpan] = []
-
-    def on_end(self, span: ReadableSpan) -> None:
-        self.spans.append(span)
-
-    def shutdown(self) -> None: ...
-
-
 def draft(telemetry: Telemetry) -> Draft:
     return telemetry.draft(Task.chat("hello"), policy="p@1", prompt_hash="h", providers={}, baseline=None)
 
@@ -133,16 +119,15 @@ def one_request(telemetry: Telemetry) -> Timeline:
 
 
 @pytest.fixture
-def seen() -> Iterator[Seen]:
-    yield Seen()
+def seen() -> Seen:
+    """A span processor that remembers."""
+    return Seen()
 
 
 @pytest.mark.parametrize("traceparent", [None, TRACEPARENT])
-def test_projected_spans_equal_live_ones(
-    monkeypatch: pytest.MonkeyPatch, seen: Seen, traceparent: str | None
-) -> None:
+def test_projected_spans_equal_live_ones(monkeypatch: pytest.MonkeyPatch, seen: Seen, traceparent: str | None) -> None:
     """The OTLP bytes of projected spans are those of live ones: tree, times, attributes, events, status."""
-    telemetry = Telemetry(span_processors=[seen])  # type: ignore[list-item]
+    telemetry = Telemetry(span_processors=[seen])
     live = Live(monkeypatch, telemetry)
     token = None
     if traceparent:
@@ -194,7 +179,7 @@ def test_other_libraries_spans_and_logs_join_the_trace(caplog: pytest.LogCapture
 
 def test_an_unsampled_host_span_keeps_nothing(seen: Seen) -> None:
     """In a service with tracing of its own, a parent that is not sampled is honoured, errors included."""
-    telemetry = Telemetry(span_processors=[seen])  # type: ignore[list-item]
+    telemetry = Telemetry(span_processors=[seen])
     host = NonRecordingSpan(SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(0)))
     token = otel_context.attach(trace.set_span_in_context(host))
     try:
@@ -206,7 +191,7 @@ def test_an_unsampled_host_span_keeps_nothing(seen: Seen) -> None:
 
 def test_every_note_is_closed_whatever_happens(seen: Seen) -> None:
     """A cancelled request leaves no open note, and its route says so."""
-    telemetry = Telemetry(span_processors=[seen])  # type: ignore[list-item]
+    telemetry = Telemetry(span_processors=[seen])
     with pytest.raises(asyncio.CancelledError), draft(telemetry) as request, request.timeline.stage("cheap"):
         raise asyncio.CancelledError
     assert [(span.name, span.status.status_code) for span in seen.spans] == [
