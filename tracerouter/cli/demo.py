@@ -128,7 +128,7 @@ def _summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "outcomes": dict(Counter(str(outcome.status) for outcome in outcomes)),
         "reasons": dict(Counter(str(outcome.reason) for outcome in outcomes).most_common()),
         "cost": sum(outcome.cost_nanos for outcome in outcomes) / NANOS,
-        "baseline_cost": sum(outcome.facts.get("baseline_cost", 0.0) for outcome in outcomes),
+        "baseline_cost": sum(round(outcome.facts.get("baseline_cost", 0.0) * NANOS) for outcome in outcomes) / NANOS,
         "cache_hit_ratio": hits / len(looked_up) if looked_up else 0.0,
         "traces": [outcome.facts["trace_id"] for outcome in outcomes],
     }
@@ -156,7 +156,7 @@ def _show(console: Console, outcomes: Sequence[Outcome], summary: dict[str, Any]
         store.close()
     if found is not None:
         console.print("the most telling trace:\n", style="bold")
-        console.print(render(*found), highlight=False, markup=False)
+        console.file.write(f"{render(*found)}\n")  # not wrapped: a waterfall's lines belong together
         console.print("\nmore: tracerouter trace --last fallback", style="dim")
     if sys.stdout.isatty():
         console.print("next: tracerouter serve, and point any OpenAI client at it", style="dim")

@@ -91,10 +91,8 @@ class SqliteLedger:
         ]
 
     def _leaders(self, period: Period, now: float) -> list[tuple[str, int]]:
-        rows = self._store.read(
-            "SELECT tenant, sum(cost_nanos) AS cost FROM spend WHERE day BETWEEN ? AND ? GROUP BY tenant ORDER BY cost DESC",
-            (self._first_day(period, now), self._day(now)),
-        )
+        query = "SELECT tenant, sum(cost_nanos) FROM spend WHERE day BETWEEN ? AND ? GROUP BY tenant ORDER BY 2 DESC"
+        rows = self._store.read(query, (self._first_day(period, now), self._day(now)))
         others = sum(cost for _, cost in rows[_LEADERS:])
         return [*rows[:_LEADERS], *([("other", others)] if len(rows) > _LEADERS else [])]
 
