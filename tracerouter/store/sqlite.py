@@ -12,6 +12,8 @@ import queue
 import secrets
 import sqlite3
 import threading
+import time
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -58,6 +60,8 @@ CREATE INDEX IF NOT EXISTS decisions_by_trace ON decisions (trace_id);
 CREATE INDEX IF NOT EXISTS decisions_by_request ON decisions (request_id);
 """
 
+TICK: Final = 0.05
+"""Seconds that a droppable row waits for others, about."""
 _GROUP: Final = 1000
 """Rows in one commit, at most."""
 _DROPPABLE: Final = 10_000
@@ -67,13 +71,15 @@ _UNWRITTEN: Final = 100_000
 _LONGEST_PAUSE: Final = 2.0
 """Seconds between two tries while the disk fails."""
 
+_NUDGE: Final = "rows were offered"
+_CLOSE: Final = "write what is left, and end"
+
 Row = tuple[str, "Sequence[Any]"]
 """A statement and its values."""
 
 
 class _Job(NamedTuple):
-    make: Callable[[], Row]
-    droppable: bool
+    row: Row
     done: asyncio.Future[None] | None
 
 
@@ -95,15 +101,25 @@ class SqliteStore:
         self._writer = self._open()
         self._reader = self._open()
         self._reading = threading.Lock()
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._droppable = 0
-        self._must = 0
-        self.dropped = 0
-        """Droppable rows that were not written."""
-        self.lost = 0
-        """Rows that must not be lost, and were: more than the disk could take and memory could hold."""
+        self._jobs: queue.SimpleQueue[_Job | str] = queue.SimpleQueue()
+        self._offered: deque[Callable[[], Row]] = deque()
+        self._unwritten: list[_Job] = []  # the writer's own, as are the two counters of what it failed to write
+        self._refused = self._failed = self._overflown = self._broken = 0
+        self._nudged = self._closing = False
+        self._flush_at: float | None = None
+        self._pause = 0.0
         self._thread = threading.Thread(target=self._run, name="tracerouter-store", daemon=True)
         self._thread.start()
+
+    @property
+    def dropped(self) -> int:
+        """Return how many droppable rows were not written."""
+        return self._refused + self._failed
+
+    @property
+    def lost(self) -> int:
+        """Return how many rows that must not be lost were: more than disk and memory could take, or broken ones."""
+        return self._overflown + self._broken
 
     def write(self, sql: str, values: Sequence[Any]) -> Awaitable[None]:
         """Queue a row that must not be lost. Await the result to know that it is committed.
@@ -111,23 +127,26 @@ class SqliteStore:
         It is committed within about a millisecond. While the disk fails the row stays queued, and what is awaited
         ends after the first try, since a request must not hang on a disk.
         """
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-        if self._must >= _UNWRITTEN:
-            self.lost += 1
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._jobs.qsize() + len(self._unwritten) >= _UNWRITTEN:
+            self._overflown += 1
             done.set_result(None)
-            return done
-        self._must += 1
-        self._jobs.put(_Job(lambda: (sql, values), droppable=False, done=done))
+        else:
+            self._jobs.put(_Job((sql, values), done))
         return done
 
     def offer(self, make: Callable[[], Row]) -> bool:
-        """Queue a row that may be lost; `make` is called in the writer's thread. False: the queue is full."""
-        if self._droppable >= _DROPPABLE:
-            self.dropped += 1
+        """Queue a row that may be lost; `make` is called in the writer's thread. False: the queue is full.
+
+        It is committed within about a :data:`TICK`, together with others: nobody waits for it.
+        """
+        if len(self._offered) >= _DROPPABLE:
+            self._refused += 1
             return False
-        self._droppable += 1
-        self._jobs.put(_Job(make, droppable=True, done=None))
+        self._offered.append(make)
+        if not self._nudged:
+            self._nudged = True
+            self._jobs.put(_NUDGE)
         return True
 
     def read(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -144,8 +163,8 @@ class SqliteStore:
         return found
 
     def close(self) -> None:
-        """Write what is queued and close the file; blocks, 10 seconds at most where the disk fails."""
-        self._jobs.put(None)
+        """Write what is queued and close the file; blocks, 10 seconds at most where the disk is slow."""
+        self._jobs.put(_CLOSE)
         self._thread.join(10)
         self._reader.close()
 
@@ -169,58 +188,80 @@ class SqliteStore:
         return connection
 
     def _run(self) -> None:
-        unwritten: list[_Job] = []
-        pause, closing = 0.0, False
-        while not closing or unwritten:
-            batch, ended = self._batch(pause if unwritten else None)
-            if closing and not batch and pause:
-                return  # the disk failed through the last tries
-            closing = closing or ended
-            unwritten = self._commit([*unwritten, *batch])
-            if not unwritten and pause:
-                log.warning("the store takes rows again")
-                pause = 0.0
-            elif unwritten:
-                if not pause:
-                    log.error("the store takes no rows; the ledger's wait, the decision log's are dropped")
-                pause = min(_LONGEST_PAUSE, pause * 2 or 0.05)
+        """Write until the store is closed: jobs when they come, offered rows a tick after the first of them."""
+        while not self._closing or (self._unwritten and not self._pause):
+            jobs = self._taken(self._wait())
+            self._told(self._commit([*self._unwritten, *jobs]))
+            if self._flush_at is not None and (self._closing or time.monotonic() >= self._flush_at):
+                self._commit_offered()
         self._writer.close()
 
-    def _batch(self, pause: float | None) -> tuple[list[_Job], bool]:
-        """Wait for jobs, `pause` seconds at most; return them, and whether the store is closing."""
-        batch: list[_Job] = []
-        with suppress(queue.Empty):
-            job = self._jobs.get(timeout=pause)
-            while job is not None:
-                batch.append(job)
-                if len(batch) == _GROUP:
-                    return batch, False
-                job = self._jobs.get_nowait()
-            return batch, True
-        return batch, False
+    def _wait(self) -> float | None:
+        """Return the seconds to wait for a job, at most; None: for ever."""
+        if self._pause:
+            return self._pause
+        return None if self._flush_at is None else max(self._flush_at - time.monotonic(), 0.0)
 
-    def _commit(self, batch: list[_Job]) -> list[_Job]:
-        """Write all in one transaction; return what must be tried again."""
-        if not batch:
+    def _taken(self, wait: float | None) -> list[_Job]:
+        """Return the jobs that have come, after waiting `wait` seconds at most for the first."""
+        taken: list[_Job] = []
+        with suppress(queue.Empty):
+            job = self._jobs.get(timeout=wait)
+            while len(taken) < _GROUP:
+                if isinstance(job, _Job):
+                    taken.append(job)
+                elif self._flush_at is None:
+                    self._flush_at = time.monotonic() + TICK
+                self._closing = self._closing or job is _CLOSE
+                job = self._jobs.get_nowait()
+            self._jobs.put(job)
+        return taken
+
+    def _told(self, unwritten: list[_Job]) -> None:
+        """Keep what could not be written, and log when that begins and ends."""
+        if unwritten and not self._pause:
+            log.error("the store takes no rows: the ledger's wait, the decision log's are dropped")
+        elif self._pause and not unwritten:
+            log.warning("the store takes rows again")
+        self._pause = min(_LONGEST_PAUSE, self._pause * 2 or TICK) if unwritten else 0.0
+        self._unwritten = unwritten
+
+    def _commit(self, jobs: list[_Job]) -> list[_Job]:
+        """Write all in one transaction and wake who waits; return what must be tried again."""
+        if not jobs:
             return []
         failed: list[_Job] = []
         try:
-            self._write([job.make() for job in batch])
+            self._write([job.row for job in jobs])
         except sqlite3.OperationalError:  # full, locked, read-only, gone: it may pass
-            failed = [job for job in batch if not job.droppable]
-            self.dropped += len(batch) - len(failed)
+            failed = [job._replace(done=None) for job in jobs]
         except Exception:  # noqa: BLE001 - one bad row must not take the others with it
-            for job in batch:
-                try:
-                    self._write([job.make()])
-                except Exception as error:  # noqa: BLE001 - as above
-                    log.error("a row could not be written: %s", type(error).__name__)  # noqa: TRY400 - rows hold users' data
-                    self.dropped += job.droppable
-                    self.lost += not job.droppable
-        self._droppable -= sum(job.droppable for job in batch)
-        self._must = self._must - sum(not job.droppable for job in batch) + len(failed)
-        _resolve([job.done for job in batch if job.done is not None])
-        return [job._replace(done=None) for job in failed]
+            self._broken += self._write_each([job.row for job in jobs])
+        _resolve([job.done for job in jobs if job.done is not None])
+        return failed
+
+    def _commit_offered(self) -> None:
+        """Write all that was offered; what can't be written is dropped, and counted."""
+        self._flush_at = None
+        self._nudged = False  # before they are taken: who offers one afterwards nudges again
+        makers = [self._offered.popleft() for _ in range(len(self._offered))]
+        try:
+            self._write([make() for make in makers])
+        except sqlite3.OperationalError:
+            self._failed += len(makers)
+        except Exception:  # noqa: BLE001 - as above
+            self._failed += self._write_each(makers)
+
+    def _write_each(self, rows: Sequence[Row | Callable[[], Row]]) -> int:
+        """Write rows one by one; return how many could not be."""
+        bad = 0
+        for row in rows:
+            try:
+                self._write([row() if callable(row) else row])
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with it
+                bad += 1
+                log.error("a row could not be written: %s", type(error).__name__)  # noqa: TRY400 - it holds users' data
+        return bad
 
     def _write(self, rows: list[Row]) -> None:
         self._writer.execute("BEGIN IMMEDIATE")
