@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import orjson
 from pydantic import AfterValidator, AnyHttpUrl, BeforeValidator, Discriminator, Field, SecretStr, Tag
+from pydantic_core import PydanticCustomError
 
 from tracerouter import policy as policies
 from tracerouter.cache import BoundedMemoryCache, CachedClassifier, OutputCache
@@ -115,6 +116,18 @@ class CustomModel(AnyModel):
     options: dict[str, Any] = {}
 
 
+_PROVIDERS = ("openai", "local", "simulated", "handler")
+
+
+def _known_provider(found: Any) -> Any:
+    provider = found.get("provider") if isinstance(found, dict) else None
+    if isinstance(provider, str) and provider not in _PROVIDERS and ":" not in provider:
+        msg = "there is no provider {provider}{nearest}; known are {known}, or package.module:Class"
+        told = {"provider": repr(provider), "nearest": nearest(provider, _PROVIDERS), "known": ", ".join(_PROVIDERS)}
+        raise PydanticCustomError("not_known", msg, told)  # noqa: EM101 - its code, not its message
+    return found
+
+
 def _kind(found: Any) -> str | None:
     provider = found.get("provider") if isinstance(found, dict) else getattr(found, "provider", None)
     return "custom" if isinstance(provider, str) and ":" in provider else provider
@@ -131,6 +144,7 @@ ModelOf = Annotated[
         custom_error_type="provider",
         custom_error_message="`provider` must be openai, local, simulated, handler, or package.module:Class",
     ),
+    BeforeValidator(_known_provider),
 ]
 
 
@@ -144,6 +158,18 @@ class LlmOf(Written):
     """A model as classifier."""
 
     llm: NotYet = None
+
+
+def _sort(found: Any) -> str:
+    if isinstance(found, LlmOf) or (isinstance(found, dict) and "llm" in found):
+        return "llm"
+    return "examples" if isinstance(found, (dict, ExamplesOf)) else "name"
+
+
+ClassifierOf = Annotated[
+    Annotated[ExamplesOf, Tag("examples")] | Annotated[LlmOf, Tag("llm")] | Annotated[str, Tag("name")],
+    Discriminator(_sort),
+]
 
 
 class KeysOf(Written):
@@ -175,8 +201,8 @@ class TelemetryOf(Written):
 def _store(found: object) -> object:
     schemes = ("sqlite:///", "memory:")
     if isinstance(found, str) and not found.startswith(schemes):
-        msg = "only sqlite:///PATH and memory: are known to this version"
-        raise ValueError(msg)
+        msg = "found {found}; only sqlite:///PATH and memory: are known to this version"
+        raise PydanticCustomError("not_known", msg, {"found": repr(found)})  # noqa: EM101 - as above
     return found
 
 
@@ -184,7 +210,7 @@ class Settings(Written):
     """``tracerouter.yaml``, the deployment."""
 
     models: Annotated[dict[str, ModelOf], Field(min_length=1)]
-    classifier: list[ExamplesOf | LlmOf | str] = ["rules", "examples"]
+    classifier: list[ClassifierOf] = ["rules", "examples"]
     store: Annotated[str, BeforeValidator(_store)] = "sqlite:///tracerouter.db"
     keys: KeysOf | None = None
     telemetry: TelemetryOf = TelemetryOf()
@@ -339,24 +365,27 @@ def _model(alias: str, found: Any, session: Callable[[], aiohttp.ClientSession])
 
         return Model(**told, provider=LocalProvider(threads=found.threads), kind="local", price=price or FREE)
     if isinstance(found, SimulatedModel):
-        return Model(**told, provider=_simulated(found), kind="simulated", price=price or FREE)
+        return Model(**told, provider=_simulated(alias, found), kind="simulated", price=price or FREE)
     if isinstance(found, HandlerModel):
         return Model(**told, provider=HandlerProvider(), kind="handler", price=price)
-    made = _dotted(found.provider, f"models.{alias}.provider")(**found.options)
+    made = _made(found.provider, f"models.{alias}.provider", found.options)
     return Model(**told, provider=made, kind="custom", price=price)
 
 
-def _simulated(found: SimulatedModel) -> SimulatedProvider:
+def _simulated(alias: str, found: SimulatedModel) -> SimulatedProvider:
     spread = found.latency
-    return SimulatedProvider(
-        Simulated(
+    try:
+        simulated = Simulated(
             latency=LogNormal(spread.median, spread.p99) if isinstance(spread, Spread) else spread,
             tokens_per_second=found.tokens_per_second,
             failures=found.failures,
             answers=[Rule(answer.match, answer.answer) for answer in found.answers],
             seed=found.seed,
         )
-    )
+    except ConfigError as error:
+        msg = f"models.{alias}.{error}"
+        raise ConfigError(msg) from None
+    return SimulatedProvider(simulated)
 
 
 def stand_in(model: AnyModel) -> SimulatedModel:
@@ -371,7 +400,12 @@ def _classifier(found: object, policy: Policy, folder: Path) -> Classifier:
         return ExamplesClassifier.packaged()
     if isinstance(found, ExamplesOf):
         return ExamplesClassifier.trained([folder / path for path in found.examples])
-    made: Classifier = _dotted(str(found), "classifier")()
+    if ":" not in str(found):
+        known = ("rules", "examples")
+        told = f"known are {', '.join(known)}, or package.module:Class"
+        msg = f"classifier: there is no classifier {found!r}{nearest(str(found), known)}; {told}"
+        raise ConfigError(msg)
+    made: Classifier = _made(str(found), "classifier", {})
     return made
 
 
@@ -407,6 +441,14 @@ def _dotted(name: str, where: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         msg = f"{where}: {name!r} can't be imported ({error}); it should be package.module:name"
+        raise ConfigError(msg) from None
+
+
+def _made(name: str, where: str, options: Mapping[str, Any]) -> Any:
+    try:
+        return _dotted(name, where)(**options)
+    except (TypeError, ValueError) as error:
+        msg = f"{where}: {name!r} can't be made with these options ({error})"
         raise ConfigError(msg) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Any
 
 from tracerouter.cache import output_key, prompt_hash
@@ -47,6 +48,8 @@ AUTO = "auto"
 
 HANDLER = "handler"
 """The alias of the wrapped service where the file gives it none."""
+
+log = logging.getLogger(__name__)
 
 
 class Router:
@@ -263,7 +266,7 @@ class Router:
             draft.attempts.append(attempt)
             booked = self._settle(attempt, draft)
         if booked is not None:
-            await booked
+            await _durable(booked)
         return attempt
 
     async def _validate(
@@ -281,18 +284,21 @@ class Router:
         """Book what the attempt cost; a cancelled request does not wait until that is durable."""
         if self._ledger is None:
             return None
-        return self._ledger.settle(
-            Entry(
-                draft.request_id,
-                len(draft.attempts),
-                draft.started,
-                draft.task.caller,
-                attempt.rung.role,
-                attempt.rung.alias,
-                attempt.usage,
-                attempt.cost,
-            )
+        entry = Entry(
+            draft.request_id,
+            len(draft.attempts),
+            draft.started,
+            draft.task.caller,
+            attempt.rung.role,
+            attempt.rung.alias,
+            attempt.usage,
+            attempt.cost,
         )
+        try:
+            return self._ledger.settle(entry)
+        except Exception:
+            log.exception(_UNBOOKED)
+            return None
 
     async def _keep(self, hit: Hit, decision: Decision, attempt: Attempt) -> None:
         ttl = decision.rules.cache_ttl
@@ -340,6 +346,17 @@ class _Tap:
         except Exception as error:
             msg = "the caller's sink took no more"
             raise CallerGone(msg) from error
+
+
+_UNBOOKED = "the cost of an attempt could not be booked"
+
+
+async def _durable(booked: Awaitable[None]) -> None:
+    """Wait until an attempt is booked; a ledger that fails costs an entry, not the answer that was paid for."""
+    try:
+        await booked
+    except Exception:
+        log.exception(_UNBOOKED)
 
 
 def _describe(stage: Note, rung: Rung, call: Call, usage: Usage, cost: Cost) -> None:

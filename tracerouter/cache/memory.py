@@ -55,8 +55,12 @@ class BoundedMemoryCache(BaseCache):
     ) -> bool:
         if _cas_token is not None and _cas_token != await self._get(key):
             return False
+        return self._keep(key, value, time.monotonic() + ttl if ttl else None)
+
+    def _keep(self, key: str, value: bytes, expires: float | None) -> bool:
         try:
-            self._kept.insert(key, (value, time.monotonic() + ttl if ttl else None))
+            # what can change is copied; bytes are not
+            self._kept.insert(key, (value if isinstance(value, bytes) else bytes(memoryview(value)), expires))
         except OverflowError:  # larger than the whole cache
             self._kept.pop(key, None)
             return False
@@ -77,8 +81,14 @@ class BoundedMemoryCache(BaseCache):
         return await self._get(key) is not None
 
     async def _increment(self, key: str, delta: int, _conn: Any = None) -> int:
-        number = int(await self._get(key) or b"0") + delta
-        await self._set(key, str(number).encode())
+        held = await self._get(key)
+        try:
+            number = int(held or b"0") + delta
+        except ValueError:
+            msg = "Value is not an integer"
+            raise TypeError(msg) from None
+        _, expires = self._kept.get(key) or (None, None)
+        self._keep(key, str(number).encode(), expires)
         return number
 
     async def _expire(self, key: str, ttl: float, _conn: Any = None) -> bool:

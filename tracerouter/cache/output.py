@@ -45,8 +45,12 @@ class OutputCache:
             self._told(None)
         if raw is None:
             return Hit(layer=self._layer, key=key)
-        version, kept_at, expires_at, body = orjson.loads(raw)
-        if version != FORMAT:
+        try:
+            version, *held = orjson.loads(raw)
+            if version != FORMAT:
+                return Hit(layer=self._layer, key=key)
+            kept_at, expires_at, body = held
+        except (ValueError, TypeError):  # not ours, or cut off
             return Hit(layer=self._layer, key=key)
         now = time.time()
         age = max(now - kept_at, 0.0)

@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_MARKED = re.compile("\ue000([A-Za-z0-9_]+)\ue001")
+"""Stands for ``${NAME}`` while YAML is parsed, for which braces mean something else."""
 
 _FOR_EVER = 1e9
 
+_NEVER_SHOWN = "api_key"
 _SHOWN = 60
 """Characters of a wrong value that an error shows."""
 
@@ -89,20 +92,26 @@ def read(path: Path, shape: type[Model], *, variables: bool = False) -> Model:
     except UnicodeDecodeError as error:
         msg = f"{path}: is not UTF-8 (byte {error.start})"
         raise ConfigError(msg) from None
-    data, lines = _parse(path, text, variables=variables)
+    data, written, lines = _parse(path, text, variables=variables)
     try:
         return shape.model_validate(data)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=True)
-        raise ConfigError("\n".join(_sentence(path, lines, dict(problem)) for problem in problems)) from None
+        told = (_sentence(path, written, lines, dict(problem)) for problem in problems)
+        raise ConfigError("\n".join(told)) from None
 
 
-def _parse(path: Path, text: str, *, variables: bool) -> tuple[Any, dict[tuple[Any, ...], int]]:
-    loader = yaml.SafeLoader(text)
+def _parse(path: Path, text: str, *, variables: bool) -> tuple[Any, Any, dict[tuple[Any, ...], int]]:
+    """Return what the file says, the same as it is written, and each key's line.
+
+    Errors show what is written: the value of a variable may be a secret.
+    """
+    loader = yaml.SafeLoader(_VARIABLE.sub("\ue000\\1\ue001", text) if variables else text)
     lines: dict[tuple[Any, ...], int] = {}
     try:
         node = loader.get_single_node()
-        data = None if node is None else _value(path, loader, node, (), lines, variables)
+        written = None if node is None else _value(path, loader, node, (), lines, variables=False)
+        data = _value(path, loader, node, (), lines, variables=True) if variables and node is not None else written
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         msg = f"{path}:{line}: is no YAML: {error.problem}"
@@ -112,7 +121,7 @@ def _parse(path: Path, text: str, *, variables: bool) -> tuple[Any, dict[tuple[A
         raise ConfigError(msg) from None
     finally:
         loader.dispose()
-    return ({} if data is None else data), lines
+    return ({} if data is None else data), written, lines
 
 
 def _value(  # noqa: PLR0913 - a recursion over nodes carries its surroundings
@@ -121,7 +130,8 @@ def _value(  # noqa: PLR0913 - a recursion over nodes carries its surroundings
     node: yaml.Node,
     where: tuple[Any, ...],
     lines: dict[tuple[Any, ...], int],
-    variables: bool,  # noqa: FBT001
+    *,
+    variables: bool,
 ) -> Any:
     lines.setdefault(where, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
@@ -132,18 +142,27 @@ def _value(  # noqa: PLR0913 - a recursion over nodes carries its surroundings
             if not isinstance(key, str):
                 msg = f"{path}:{line}: the key {key!r} must be a string; put it in quotes"
                 raise ConfigError(msg)
+            key = _MARKED.sub(_named, key)
             if key in found:
                 msg = f"{path}:{line}: {key!r} stands here a second time"
                 raise ConfigError(msg)
             lines[(*where, key)] = line
-            found[key] = _value(path, loader, value_node, (*where, key), lines, variables)
+            found[key] = _value(path, loader, value_node, (*where, key), lines, variables=variables)
         return found
     if isinstance(node, yaml.SequenceNode):
-        return [_value(path, loader, item, (*where, index), lines, variables) for index, item in enumerate(node.value)]
+        return [
+            _value(path, loader, item, (*where, index), lines, variables=variables)
+            for index, item in enumerate(node.value)
+        ]
     value = loader.construct_object(node, deep=True)
-    if variables and isinstance(value, str):
-        return _VARIABLE.sub(lambda match: _variable(path, node.start_mark.line + 1, match[1]), value)
-    return value
+    if not isinstance(value, str):
+        return value
+    line = node.start_mark.line + 1
+    return _MARKED.sub((lambda match: _variable(path, line, match[1])) if variables else _named, value)
+
+
+def _named(match: re.Match[str]) -> str:
+    return f"${{{match[1]}}}"
 
 
 def _variable(path: Path, line: int, name: str) -> str:
@@ -154,24 +173,36 @@ def _variable(path: Path, line: int, name: str) -> str:
     return value
 
 
-def _sentence(path: Path, lines: dict[tuple[Any, ...], int], problem: dict[str, Any]) -> str:
+def _sentence(path: Path, written: Any, lines: dict[tuple[Any, ...], int], problem: dict[str, Any]) -> str:
     context = problem.get("ctx") or {}
     missing = [problem["loc"][-1]] if problem["type"] == "missing" else []
     where: tuple[Any, ...] = ()
-    for part in (*problem["loc"], *([context["key"]] if "key" in context else [])):
+    found = written
+    for part in problem["loc"]:
         if (*where, part) in lines:  # pydantic adds a union's tag and the like: only what the file has counts
             where = (*where, part)
+            found = found[part]
+    if problem["loc"][-1:] == ("[key]",):
+        found = problem["input"]
+    what = _what(problem, context, "(not shown)" if _NEVER_SHOWN in where else _shown(found))
+    if (*where, context.get("key")) in lines:
+        where = (*where, context["key"])
     name = ".".join(str(part) for part in (*where, *missing))
-    return f"{path}:{lines.get(where, 1)}: {name or 'the file'}: {_what(problem)}"
+    return f"{path}:{lines.get(where, 1)}: {name or 'the file'}: {what}"
 
 
-def _what(problem: dict[str, Any]) -> str:
+def _what(problem: dict[str, Any], context: dict[str, Any], found: str) -> str:
     kind, message = problem["type"], str(problem["msg"])
     if kind == "missing":
         return "is missing"
     if kind in {"unknown_key", "not_a_mapping", "duration", "not_yet", "not_known", "twice"}:
-        return message
-    found = repr(problem.get("input"))
-    if len(found) > _SHOWN:
-        found = f"{found[: _SHOWN - 3]}..."
-    return f"found {found}; {message[0].lower()}{message[1:]}"
+        return message.replace(str(context["found"]), found) if "found" in context else message
+    return f"found {found}; {message if message[:2].isupper() else message[0].lower() + message[1:]}"
+
+
+def _shown(found: Any) -> str:
+    """Return a short form of a value of the file; a mapping may hold a key in plain text."""
+    if isinstance(found, dict):
+        return f"a mapping of {', '.join(found)}" if found else "an empty mapping"
+    text = repr(found)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

@@ -129,10 +129,11 @@ class Telemetry:
             for made in projections.spans(record, keep, self.resource, self.scope):
                 for processor in self.span_processors:
                     processor.on_end(made)
+        told = projections.row(record)
         if self._logger is not None:
-            self._logger.emit(projections.log_record(record))
+            self._logger.emit(projections.log_record(record, told))
         if self.decisions is not None:
-            self.decisions.append(projections.row(record), projections.timeline_rows(record) if keep else None)
+            self.decisions.append(told, projections.timeline_rows(record) if keep else None)
 
 
 def over_otlp(endpoint: str, *, metric_interval: float = 60.0, **facts: Any) -> Telemetry:
@@ -143,14 +144,14 @@ def over_otlp(endpoint: str, *, metric_interval: float = 60.0, **facts: Any) -> 
         metric_interval: Seconds between two exports of metrics.
         facts: The other fields of :class:`Telemetry`.
     """
-    from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    from tracerouter.telemetry.otlp import LogExporter, SpanExporter
 
     base = endpoint.rstrip("/")
     return _batched(
-        OTLPSpanExporter(f"{base}/v1/traces"),
-        OTLPLogExporter(f"{base}/v1/logs"),
+        SpanExporter(f"{base}/v1/traces"),
+        LogExporter(f"{base}/v1/logs"),
         OTLPMetricExporter(f"{base}/v1/metrics"),
         metric_interval,
         facts,

@@ -33,7 +33,7 @@ from tracerouter.telemetry.metrics import TraceRef
 from tracerouter.types import NANOS, Usage, usd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
 
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -47,11 +47,11 @@ class Field(NamedTuple):
     """One fact of a request, and every place where it is told."""
 
     name: str
-    """In the decision log's row, and in the log record after ``tracerouter.``, where `span` gives no other name."""
+    """In the decision log's row, which is the body of the log record too."""
     type: type
     read: Callable[[Record], Any]
     span: str | None = None
-    """The attribute of the ``route`` span."""
+    """The attribute of the ``route`` span, and of the log record for what logs are searched by."""
     header: str | None = None
     """The response header, after ``x-tracerouter-`` where it is not a standard one."""
     fact: str | None = None
@@ -145,7 +145,8 @@ SPAN_ATTRIBUTES: Final[dict[str, dict[str, type]]] = {
 _OK: Final = Status()
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 _ROUTE_SPAN: Final = tuple((f.span, f.read) for f in FIELDS if f.span)
-_LOG: Final = tuple((f.span or f"tracerouter.{f.name}", f.read) for f in FIELDS)
+_SEARCHED_BY: Final = ("request_id", "tenant", "task", "route", "outcome", "reason", "policy", "error_type")
+_LOG_ATTRIBUTES: Final = tuple((f.span, f.read) for f in FIELDS if f.name in _SEARCHED_BY and f.span)
 _FACTS: Final = tuple((f.fact, f.read) for f in FIELDS if f.fact)
 _HEADERS: Final = tuple(
     (f.header if f.header == "x-request-id" else f"x-tracerouter-{f.header}", f.read) for f in FIELDS if f.header
@@ -223,18 +224,20 @@ def _measure_attempts(record: Record, task: str | None, m: Instruments) -> None:
         m.baseline.add(record.baseline_nanos, *answered, task, source, record.arm)
 
 
-def log_record(record: Record) -> LogRecord:
-    """Make the request's one log record (``event.name`` = ``tracerouter.decision``)."""
-    failed = record.error_type is not None
-    timeline = record.timeline
+def log_record(record: Record, told: Mapping[str, Any]) -> LogRecord:
+    """Make the request's one log record (``event.name`` = ``tracerouter.decision``).
+
+    Its body is `told`, the row of the decision log; its attributes are what logs are searched by.
+    """
+    root = record.timeline.root
     return LogRecord(
-        timestamp=timeline.root.end_ns,
-        observed_timestamp=timeline.root.end_ns,
-        context=set_span_in_context(NonRecordingSpan(timeline.root.span_context)),
-        severity_number=SeverityNumber.WARN if failed else SeverityNumber.INFO,
+        timestamp=root.end_ns,
+        observed_timestamp=root.end_ns,
+        context=set_span_in_context(NonRecordingSpan(root.span_context)),
+        severity_number=SeverityNumber.INFO if record.error_type is None else SeverityNumber.WARN,
         severity_text=severity(record),
-        body=f"{record.route} {record.reason}",
-        attributes={name: value for name, read in _LOG if (value := read(record)) is not None},
+        body=told,
+        attributes={name: value for name, read in _LOG_ATTRIBUTES if (value := read(record)) is not None},
         event_name=names.DECISION_EVENT,
     )
 

@@ -66,7 +66,7 @@ def load(dotted: str) -> Function:
     module, _, name = dotted.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever an owner's module raises while it is imported
         msg = f"validate: {dotted!r} can't be imported ({error}); it should be package.module:function"
         raise ConfigError(msg) from None
     if not callable(found):

@@ -92,11 +92,10 @@ def _failures(validator: jsonschema_rs.Validator, found: Any) -> Iterator[Failur
         if number == _MOST_FAILURES:
             return
         path = "$" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.instance_path)
-        keyword = next((str(part) for part in reversed(error.schema_path) if isinstance(part, str)), "schema")
         message = error.message
         if len(message) > _LONGEST_MESSAGE:
             message = f"{message[: _LONGEST_MESSAGE - 3]}..."
-        yield Failure(Reason.SCHEMA_INVALID, message, path[:_LONGEST_MESSAGE], keyword)
+        yield Failure(Reason.SCHEMA_INVALID, message, path[:_LONGEST_MESSAGE], error.kind.name)
 
 
 def _compile(schema: Mapping[str, Any], param: str) -> jsonschema_rs.Validator:

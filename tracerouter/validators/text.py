@@ -14,19 +14,22 @@ _OPENING: Final = 300
 """Characters in which a refusal shows; further on, the same words are usually part of an answer."""
 
 _SORRY: Final = (
-    r"(?:i['’]?m|i am|we are|we['’]?re) (?:very |so |really )?(?:sorry|afraid)|sorry|apologies|unfortunately"
+    r"(?:i['’]?m|i am|we are|we['’]?re) (?:very |so |really |truly )?(?:sorry|afraid)|sorry|unfortunately|regrettably"
+    r"|(?:my |our )?(?:sincere )?apologies|(?:i|we) apologi[sz]e"
 )
 _AS_AN_AI: Final = r"as an? (?:ai|(?:ai |large )?language model|assistant)[^.,]{0,40}"
 _CANNOT: Final = (
-    r"(?:i|we) (?:can ?not|can['’]?t|won['’]?t|will not|am (?:not able|unable) to|do(?:n['’]?t| not) feel comfortable)"
-    r"|i['’]?m (?:not able|unable) to"
+    r"(?:i|we) (?:can ?not|can['’]?t|won['’]?t(?: be able to)?|will not(?: be able to)?"
+    r"|(?:am|are) (?:not able|unable|not going) to|do(?:n['’]?t| not) feel comfortable)"
+    r"|(?:i['’]?m|we['’]?re) (?:not able to|unable to|not going to|not comfortable)"
 )
 _HELP: Final = (
-    r"help|assist|comply|provide|do (?:that|this)|fulfil+|support|create|creating|generate|write|writing|answer|discuss"
-    r"|engage|give|share|continue|complete|participate|offer|process"
+    r"help(?! but\b| \w+ing\b)|assist|comply|provide|do (?:that|this)|fulfil+|support|create|creating|generate|write"
+    r"|writing|answer|discuss|engage|give (?:you|out|(?:\w+ )?(?:advice|information|instructions))|share|continue|complete"
+    r"|participate|offer (?:you|(?:\w+ ){0,2}(?:advice|assistance|guidance|help|instructions|opinions?))|process"
 )
 _REFUSALS: Final = re.compile(
-    rf"^\W*(?:(?:{_SORRY})\W+(?:but )?)?(?:(?:{_AS_AN_AI}),\s*)?"
+    rf"^\W*(?:(?:{_SORRY})(?:\W+(?:but )?|[^.!?\n]{{1,80}}?\bbut ))?(?:(?:{_AS_AN_AI}),\s*)?"
     rf"(?:(?:{_CANNOT}) (?:\w+ ){{0,2}}?(?:{_HELP})\b"
     r"|(?:i|we) (?:must|have to) decline\b"
     r"|(?:this|that|your) request (?:violates|goes against|is against)\b)",
