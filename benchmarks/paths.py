@@ -217,6 +217,7 @@ async def _spans_of_one_request(router: Router) -> list[dict[str, Any]]:
     telemetry = router.telemetry
     exported, telemetry.span_processors = telemetry.span_processors, [_Seen(seen)]
     await router.route(Task.parse(_body(-1), freshness=Freshness(no_store=True)))
+    telemetry.flush()
     telemetry.span_processors = exported
     told = [{"name": span.name, "attributes": dict(span.attributes or {})} for span in reversed(seen)]
     server = {"name": "POST /v1/chat/completions", "attributes": {f"http.attribute.{n}": "value" for n in range(6)}}

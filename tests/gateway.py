@@ -62,6 +62,7 @@ class Gateway:
         self.router = self.built.router
         self.seen = Seen()
         self.router.telemetry.span_processors = [self.seen]
+        self.router.telemetry.delay = 0  # what a test looks at is told at once
         app = application(self.router, keys=self.built.keys, max_body=self.built.settings.max_body)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=5)
         self.url = ""

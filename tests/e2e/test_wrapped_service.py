@@ -102,6 +102,7 @@ async def wrapped(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
         router = tracerouter.load(path)
         seen = Seen()
         router.telemetry.span_processors = [seen]
+        router.telemetry.delay = 0
         setup(app, router, wrap=["/v1/chat/completions"], **options)  # the one line
         server = TestServer(app)
         await server.start_server()

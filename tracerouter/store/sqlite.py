@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tracerouter.errors import ConfigError
@@ -74,6 +74,17 @@ _LONGEST_PAUSE: Final = 2.0
 _NUDGE: Final = "rows were offered"
 _CLOSE: Final = "write what is left, and end"
 
+_BROKEN: Final = (
+    sqlite3.IntegrityError,
+    sqlite3.DataError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+    OverflowError,
+    TypeError,
+    ValueError,
+)
+"""What is wrong with the row itself: it must not take the others with it, and trying again will not help."""
+
 Row = tuple[str, "Sequence[Any]"]
 """A statement and its values."""
 
@@ -105,7 +116,7 @@ class SqliteStore:
         self._offered: deque[Callable[[], Row]] = deque()
         self._unwritten: list[_Job] = []  # the writer's own, as are the two counters of what it failed to write
         self._refused = self._failed = self._overflown = self._broken = 0
-        self._nudged = self._closing = False
+        self._nudged = self._closing = self._closed = False
         self._flush_at: float | None = None
         self._pause = 0.0
         self._thread = threading.Thread(target=self._run, name="tracerouter-store", daemon=True)
@@ -128,7 +139,7 @@ class SqliteStore:
         ends after the first try, since a request must not hang on a disk.
         """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self._jobs.qsize() + len(self._unwritten) >= _UNWRITTEN:
+        if self._closed or self._jobs.qsize() + len(self._unwritten) >= _UNWRITTEN:
             self._overflown += 1
             done.set_result(None)
         else:
@@ -140,7 +151,7 @@ class SqliteStore:
 
         It is committed within about a :data:`TICK`, together with others: nobody waits for it.
         """
-        if len(self._offered) >= _DROPPABLE:
+        if self._closed or len(self._offered) >= _DROPPABLE:
             self._refused += 1
             return False
         self._offered.append(make)
@@ -164,6 +175,7 @@ class SqliteStore:
 
     def close(self) -> None:
         """Write what is queued and close the file; blocks, 10 seconds at most where the disk is slow."""
+        self._closed = True  # nobody would write what comes now
         self._jobs.put(_CLOSE)
         self._thread.join(10)
         self._reader.close()
@@ -194,6 +206,7 @@ class SqliteStore:
             self._told(self._commit([*self._unwritten, *jobs]))
             if self._flush_at is not None and (self._closing or time.monotonic() >= self._flush_at):
                 self._commit_offered()
+        self._overflown += len(self._unwritten)
         self._writer.close()
 
     def _wait(self) -> float | None:
@@ -207,14 +220,15 @@ class SqliteStore:
         taken: list[_Job] = []
         with suppress(queue.Empty):
             job = self._jobs.get(timeout=wait)
-            while len(taken) < _GROUP:
+            while True:
                 if isinstance(job, _Job):
                     taken.append(job)
                 elif self._flush_at is None:
                     self._flush_at = time.monotonic() + TICK
                 self._closing = self._closing or job is _CLOSE
+                if len(taken) == _GROUP:
+                    break
                 job = self._jobs.get_nowait()
-            self._jobs.put(job)
         return taken
 
     def _told(self, unwritten: list[_Job]) -> None:
@@ -232,11 +246,9 @@ class SqliteStore:
             return []
         failed: list[_Job] = []
         try:
-            self._write([job.row for job in jobs])
-        except sqlite3.OperationalError:  # full, locked, read-only, gone: it may pass
+            self._broken += self._write([job.row for job in jobs])
+        except sqlite3.Error:  # full, locked, read-only, gone: it may pass
             failed = [job._replace(done=None) for job in jobs]
-        except Exception:  # noqa: BLE001 - one bad row must not take the others with it
-            self._broken += self._write_each([job.row for job in jobs])
         _resolve([job.done for job in jobs if job.done is not None])
         return failed
 
@@ -244,35 +256,41 @@ class SqliteStore:
         """Write all that was offered; what can't be written is dropped, and counted."""
         self._flush_at = None
         self._nudged = False  # before they are taken: who offers one afterwards nudges again
-        makers = [self._offered.popleft() for _ in range(len(self._offered))]
-        try:
-            self._write([make() for make in makers])
-        except sqlite3.OperationalError:
-            self._failed += len(makers)
-        except Exception:  # noqa: BLE001 - as above
-            self._failed += self._write_each(makers)
-
-    def _write_each(self, rows: Sequence[Row | Callable[[], Row]]) -> int:
-        """Write rows one by one; return how many could not be."""
-        bad = 0
-        for row in rows:
+        rows: list[Row] = []
+        for _ in range(len(self._offered)):
+            make = self._offered.popleft()
             try:
-                self._write([row() if callable(row) else row])
+                rows.append(make())
             except Exception as error:  # noqa: BLE001 - whatever is wrong with it
-                bad += 1
-                log.error("a row could not be written: %s", type(error).__name__)  # noqa: TRY400 - it holds users' data
-        return bad
-
-    def _write(self, rows: list[Row]) -> None:
-        self._writer.execute("BEGIN IMMEDIATE")
+                self._failed += 1
+                _tell_broken(error)
         try:
-            for sql, values in rows:
-                self._writer.execute(sql, values)
-            self._writer.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):
-                self._writer.execute("ROLLBACK")
-            raise
+            self._failed += self._write(rows)
+        except sqlite3.Error:
+            self._failed += len(rows)
+
+    def _write(self, rows: list[Row]) -> int:
+        """Write all in one transaction, but for broken ones; return how many those are."""
+        broken = 0
+        with self._reading if self._in_memory else nullcontext():  # in memory a reader locks the table
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                for sql, values in rows:
+                    try:
+                        self._writer.execute(sql, values)
+                    except _BROKEN as error:
+                        broken += 1
+                        _tell_broken(error)
+                self._writer.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    self._writer.execute("ROLLBACK")
+                raise
+        return broken
+
+
+def _tell_broken(error: Exception) -> None:
+    log.error("a row could not be written: %s", type(error).__name__)  # its message and traceback hold users' data
 
 
 def _resolve(futures: list[asyncio.Future[None]]) -> None:

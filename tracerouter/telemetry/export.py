@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import secrets
@@ -26,12 +27,15 @@ if TYPE_CHECKING:
     from opentelemetry.sdk._logs.export import LogRecordExporter
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import MetricExporter
-    from opentelemetry.sdk.trace import SpanProcessor
+    from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
     from opentelemetry.sdk.trace.export import SpanExporter
 
     from tracerouter.telemetry.record import Record
     from tracerouter.telemetry.timeline import Timeline
     from tracerouter.types import Task, Usage
+
+_TOGETHER = 32
+"""Requests that are told together, at most: some milliseconds of the event loop."""
 
 CAPTURE_VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 
@@ -67,10 +71,15 @@ class Telemetry:
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     """Keys the hashes of prompts, and of users where those are hashed."""
     hash_users: bool = False
+    delay: float = 0.0
+    """Seconds for which requests that have ended may wait, to be told together, which costs half as much each."""
     resource: Resource = field(default_factory=lambda: this_process())  # noqa: PLW0108 - it is defined further down
 
     def __post_init__(self) -> None:
         self.scope = scope()
+        self._finished: list[tuple[Record, str | None]] = []
+        self._served: list[Timeline] = []
+        self._timer: asyncio.TimerHandle | None = None
         provider = self.log_provider
         self._logger = provider.get_logger(self.scope.name, self.scope.version) if provider else None
 
@@ -100,13 +109,28 @@ class Telemetry:
 
     def server_ended(self, timeline: Timeline, *, routed: bool, keep: str | None) -> None:
         """Tell the span of an HTTP request; if it was routed, `keep` says whether its trace is kept."""
-        if keep is None and (routed or not self.keep.in_share(timeline.trace_id)):
-            return
-        for processor in self.span_processors:
-            processor.on_end(projections.server_span(timeline, self.resource, self.scope))
+        if keep is not None or (not routed and self.keep.in_share(timeline.trace_id)):
+            self._served.append(timeline)
+            self._soon()
+
+    def flush(self) -> None:
+        """Tell of every request that has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        finished, self._finished = self._finished, []
+        served, self._served = self._served, []
+        for record, keep in finished:
+            try:
+                self._tell(record, keep)
+            except Exception:
+                log.exception("the telemetry of a request was lost")
+        for timeline in served:
+            self._export(projections.server_span(timeline, self.resource, self.scope))
 
     def close(self) -> None:
         """Flush and stop every exporter; blocks for as long as they take."""
+        self.flush()
         for processor in self.span_processors:
             processor.shutdown()
         if self.log_provider is not None:
@@ -115,20 +139,27 @@ class Telemetry:
             self.meter_provider.shutdown()
 
     def _finish(self, record: Record) -> Told:
-        keep = None
-        try:
-            keep = self.keep.why(record)
-            self._tell(record, keep)
-        except Exception:
-            log.exception("the telemetry of a request was lost")
+        keep = self.keep.why(record)
+        self._finished.append((record, keep))
+        self._soon()
         return Told(projections.facts(record), projections.headers(record), keep)
+
+    def _soon(self) -> None:
+        """Flush now, when enough have come together, or after the delay."""
+        if not self.delay or len(self._finished) >= _TOGETHER:
+            self.flush()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self.delay, self.flush)
+
+    def _export(self, span: ReadableSpan) -> None:
+        for processor in self.span_processors:
+            processor.on_end(span)
 
     def _tell(self, record: Record, keep: str | None) -> None:
         projections.measure(record, keep, self.instruments, self.tasks)
         if keep is not None and self.span_processors:
             for made in projections.spans(record, keep, self.resource, self.scope):
-                for processor in self.span_processors:
-                    processor.on_end(made)
+                self._export(made)
         told = projections.row(record)
         if self._logger is not None:
             self._logger.emit(projections.log_record(record, told))
