@@ -15,8 +15,8 @@ from tracerouter.telemetry import names
 from tracerouter.web import application
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Mapping
+    from pathlib import Path
 
     from opentelemetry.sdk.trace import ReadableSpan
 

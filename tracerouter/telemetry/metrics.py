@@ -222,9 +222,12 @@ class MergedExporter(MetricExporter):
         """Export both. A reader that collected nothing does not come here: no request, no histogram."""
         now_ns = time.time_ns()
         ours = [histogram.collect(self._start_ns, now_ns) for histogram in self._histograms if histogram.series]
-        collected = metrics_data.resource_metrics
-        resource = collected[0].resource
-        merged = [*collected, ResourceMetrics(resource, [ScopeMetrics(self._scope, ours, "")], "")]
+        first, *others = metrics_data.resource_metrics
+        scopes = [told for told in first.scope_metrics if told.scope != self._scope]
+        counted = [metric for told in first.scope_metrics if told.scope == self._scope for metric in told.metrics]
+        # in one scope of one resource: OTLP's encoder keeps only the last of two that are equal
+        scopes.append(ScopeMetrics(self._scope, [*counted, *ours], ""))
+        merged = [ResourceMetrics(first.resource, scopes, first.schema_url), *others]
         return self._inner.export(MetricsData(merged), timeout_millis=timeout_millis, **kwargs)
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
