@@ -17,7 +17,6 @@ from tracerouter.types import (
     Call,
     Classification,
     Completion,
-    Cost,
     Decision,
     Entry,
     Escalation,
@@ -28,7 +27,6 @@ from tracerouter.types import (
     Rung,
     Status,
     Task,
-    Usage,
     Verdict,
 )
 from tracerouter.validators import judge
@@ -246,23 +244,24 @@ class Router:
     ) -> Attempt:
         """Try one rung, validate its answer and settle its cost, however it ends."""
         model, meter = self.models[rung.alias], Meter()
-        completion, verdict, error, cancelled = None, None, None, True
+        completion, verdict, error, cancelled = None, None, None, False
         try:
-            with draft.timeline.stage(rung.role) as stage:
+            with draft.timeline.stage(rung.role.value) as stage:
                 try:
                     completion = await model.complete(call, meter, draft.timeline, tap.live(validators))
                 finally:
-                    _describe(stage, rung, call, *model.bill(meter, call.body))
+                    _describe(stage, rung, call, meter)
             if rung.alias in self._handlers:
                 verdict = Verdict()  # the service's own answer is passed on as it is
             else:
                 verdict, completion = await self._validate(validators, completion, draft)
-            cancelled = False
         except ProviderError as failed:
-            error, cancelled = failed, False
+            error = failed
+        except (asyncio.CancelledError, CallerGone):
+            cancelled = True
+            raise
         finally:
-            usage, cost = stage.usage or Usage(), Cost(stage.cost_nanos, stage.attributes[names.COST_SOURCE])
-            attempt = Attempt(rung, usage, cost, stage.latency, completion, verdict, error, cancelled)
+            attempt = Attempt(rung, meter.usage, meter.cost, stage.latency, completion, verdict, error, cancelled)
             draft.attempts.append(attempt)
             booked = self._settle(attempt, draft)
         if booked is not None:
@@ -359,13 +358,13 @@ async def _durable(booked: Awaitable[None]) -> None:
         log.exception(_UNBOOKED)
 
 
-def _describe(stage: Note, rung: Rung, call: Call, usage: Usage, cost: Cost) -> None:
-    stage.usage, stage.cost_nanos = usage, cost.nanos
-    stage.attributes[names.COST_SOURCE] = cost.source
+def _describe(stage: Note, rung: Rung, call: Call, meter: Meter) -> None:
+    stage.usage, stage.cost_nanos = meter.usage, meter.cost.nanos
+    stage.attributes[names.COST_SOURCE] = meter.cost.source.value
     if call.escalation is not None:
         stage.attributes[names.FALLBACK_FROM] = call.escalation.source
         stage.attributes[names.FALLBACK_TO] = rung.alias
-        stage.attributes[names.FALLBACK_REASON] = call.escalation.reason
+        stage.attributes[names.FALLBACK_REASON] = call.escalation.reason.value
 
 
 def _escalation(attempt: Attempt, classification: Classification, hit: Hit) -> Escalation:

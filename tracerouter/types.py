@@ -238,12 +238,15 @@ class Meter:
     The provider writes it while it works, so that the truth is there however the call ends.
     """
 
-    __slots__ = ("first_chunk_ns", "uses")
+    __slots__ = ("cost", "first_chunk_ns", "usage", "uses")
 
     def __init__(self) -> None:
         self.uses: list[Use] = []
         self.first_chunk_ns: int | None = None
         """``time.perf_counter_ns()`` when the first content arrived."""
+        self.usage = Usage()
+        """Of all that was sent; set when the call has ended, as is `cost`."""
+        self.cost = Cost()
 
     def sent(self) -> None:
         """Note that a request is on its way, and may be billed."""
@@ -488,9 +491,9 @@ class Attempt:
             return Reason.CANCELLED
         if self.error is not None:
             return Reason(self.error.reason)
-        if self.verdict is not None and self.verdict.failures:
-            return self.verdict.failures[0].code
-        return None
+        if self.verdict is None:
+            return Reason.INTERNAL
+        return self.verdict.failures[0].code if self.verdict.failures else None
 
 
 class Hit(NamedTuple):

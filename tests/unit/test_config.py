@@ -1,5 +1,7 @@
 """The deployment file: what it builds, and how it says that something is wrong, without showing a secret."""
 
+# ruff: noqa: ARG002 - stand-ins have the signatures of what they stand for
+
 from __future__ import annotations
 
 import json
@@ -14,6 +16,7 @@ import yaml
 import tracerouter
 from tracerouter import config
 from tracerouter.errors import ConfigError
+from tracerouter.policy.file import read
 from tracerouter.pricing import FREE, Price
 from tracerouter.providers import HandlerProvider, OpenAIProvider, SimulatedProvider
 from tracerouter.types import Caller, Completion, Task
@@ -101,7 +104,7 @@ async def test_the_defaults_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """What is packaged loads as it is."""
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     folder = Path(str(files(tracerouter))) / "defaults"
-    settings = config.read(folder / name, config.Settings, variables=True)
+    settings = read(folder / name, config.Settings, variables=True)
     models: dict[str, Any] = {
         alias: config.stand_in(model) if isinstance(model, config.LocalModel) else model
         for alias, model in settings.models.items()
@@ -119,8 +122,7 @@ async def test_the_defaults_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [
         (
             {"models": {"small": {"provider": "opnai", "model": "x"}}},
-            "models.small: there is no provider 'opnai' (did you mean 'openai'?); "
-            "known are openai, local, simulated, handler, or package.module:Class",
+            "there is no provider 'opnai' (did you mean 'openai'?); known are openai, local, simulated, handler, or ",
         ),
         ({"models": {"small": {"model": "x"}}}, "`provider` must be openai, local, simulated, handler, or"),
         ({"models": {"small": "openai"}}, "models.small: found 'openai'; `provider` must be"),
@@ -139,8 +141,14 @@ async def test_the_defaults_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             {"models": {"small": {"provider": "simulated", "retrys": 1}}},
             "models.small.retrys: is not a key here (did you mean 'retries'?)",
         ),
-        ({"models": {"small": {"provider": "simulated", "timeout": "soon"}}}, "models.small.timeout: found 'soon', but"),
-        ({"models": {"small": {"provider": "simulated", "failures": ["501", "slow"]}}}, "models.small.failures: 'slow'"),
+        (
+            {"models": {"small": {"provider": "simulated", "timeout": "soon"}}},
+            "models.small.timeout: found 'soon', but",
+        ),
+        (
+            {"models": {"small": {"provider": "simulated", "failures": ["501", "slow"]}}},
+            "models.small.failures: 'slow'",
+        ),
         (
             {"models": {"small": {"provider": "simulated", "latency": {"median": "2s", "p99": "1s"}}}},
             "models.small.latency: median 2.0 must be above 0 and no more than p99 1.0",
@@ -309,9 +317,17 @@ def kinds(models: Mapping[str, Any]) -> dict[str, type]:
 async def test_each_provider_is_made(tmp_path: Path) -> None:
     """Every kind of model is built with what the file says, an owner's own included, and closed with the router."""
     models = {
-        "small": {"provider": "simulated", "answers": [{"match": "a", "answer": "b"}], "price": {"input": 1, "output": 2}},
+        "small": {
+            "provider": "simulated",
+            "answers": [{"match": "a", "answer": "b"}],
+            "price": {"input": 1, "output": 2},
+        },
         "house": {"provider": "handler"},
-        "mine": {"provider": "tests.unit.test_config:Echo", "options": {"volume": 2}, "price": {"input": 0, "output": 0}},
+        "mine": {
+            "provider": "tests.unit.test_config:Echo",
+            "options": {"volume": 2},
+            "price": {"input": 0, "output": 0},
+        },
     }
     built = config.load(write(tmp_path, policy="ladder: [small]\nmin_confidence: 0", models=models))
     made = built.router.models

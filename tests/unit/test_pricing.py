@@ -50,7 +50,7 @@ def test_prices_are_usd_per_million_tokens() -> None:
 
 
 def test_cached_tokens_are_part_of_the_input() -> None:
-    """Cached tokens are billed at their own price instead of the input's, and never more of them than there is input."""
+    """Cached tokens are billed at their own price instead of the input's, never more of them than there is input."""
     price = Price(1_000_000, 0, 100_000)
     assert price.cost(Usage(100, 0, cached=0)) == 100
     assert price.cost(Usage(100, 0, cached=60)) == 46

@@ -17,7 +17,7 @@ from tracerouter.types import Caller, Classification, Outcome, Reason, Status, T
 from tracerouter.validators import Checks
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
 
 ROUTES = {"cached", "cheap", "expensive", "fallback", "refused", "failed"}
 """Design.md's words for a route, those built today."""
@@ -104,7 +104,9 @@ async def ended() -> Rig:
         await routing
     wrong = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}
     with pytest.raises(BadRequest):
-        await routed(with_models, Task.parse({"messages": [{"role": "user", "content": "a"}], "response_format": wrong}))
+        await routed(
+            with_models, Task.parse({"messages": [{"role": "user", "content": "a"}], "response_format": wrong})
+        )
 
     class Buggy:
         async def complete(self, *_: Any) -> Any:
@@ -121,9 +123,9 @@ DRIVES: list[Callable[[], Awaitable[Rig]]] = [confident, thresholds, rules, reje
 
 
 @pytest.fixture
-async def rows() -> AsyncIterator[list[dict[str, Any]]]:
+async def rows() -> list[dict[str, Any]]:
     """The decision rows of requests that take every turn there is."""
-    yield [dict(row) for drive in DRIVES for row in (await drive()).rows.rows]
+    return [dict(row) for drive in DRIVES for row in (await drive()).rows.rows]
 
 
 async def test_every_code_is_reached(rows: list[dict[str, Any]]) -> None:
@@ -145,6 +147,8 @@ async def test_codes_agree_within_a_row(rows: list[dict[str, Any]]) -> None:
             assert row["route"] == row["outcome"]
             assert row["attempt_count"] == 0
             assert row["cost"] == 0
-        assert ("error_type" in row) == (row["outcome"] in ("failed", "refused", "cancelled")) == (
-            row["severity"] == "WARN"
+        assert (
+            ("error_type" in row)
+            == (row["outcome"] in ("failed", "refused", "cancelled"))
+            == (row["severity"] == "WARN")
         )

@@ -107,7 +107,8 @@ def test_a_cache_folder_that_cannot_be_written_is_no_hindrance(
     own = tmp_path / "temporary"
     own.mkdir()
     monkeypatch.setenv("TMPDIR", str(own))
-    code = "from tracerouter import tokens; import os; print(tokens.count('hello world'), os.environ['TIKTOKEN_CACHE_DIR'])"
+    told = "tokens.count('hello world'), os.environ['TIKTOKEN_CACHE_DIR']"
+    code = f"from tracerouter import tokens; import os; print({told})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, timeout=60)  # noqa: S603
     counted, folder = run.stdout.split()
     assert counted == "2"

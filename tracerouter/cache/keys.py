@@ -42,7 +42,8 @@ def output_key(task: Task, *, scope: str, salt: str) -> str | None:
 
 def prompt_hash(task: Task, secret: bytes) -> str:
     """Return a keyed hash of the messages: equal prompts can be found, but not guessed by who has only the log."""
-    return blake2b(orjson.dumps(task.messages), digest_size=8, key=secret[:64]).hexdigest()
+    told = orjson.dumps(task.messages, option=orjson.OPT_SORT_KEYS)
+    return blake2b(told, digest_size=8, key=secret[:64]).hexdigest()
 
 
 def said_digest(task: Task) -> bytes:

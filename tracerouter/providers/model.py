@@ -68,9 +68,9 @@ class Model:
                 sent = replace(call, headers={**call.headers, "traceparent": note.traceparent})
                 completion = await self._tries(sent, meter, note, sink)
             finally:
-                usage, cost = self.bill(meter, call.body)
-                note.usage, note.cost_nanos = usage, cost.nanos
-                note.attributes[names.COST_SOURCE] = cost.source
+                meter.usage, meter.cost = self.bill(meter, call.body)
+                note.usage, note.cost_nanos = meter.usage, meter.cost.nanos
+                note.attributes[names.COST_SOURCE] = meter.cost.source.value
                 if meter.first_chunk_ns is not None:
                     note.attributes[names.GEN_AI_FIRST_CHUNK] = (meter.first_chunk_ns - started_ns) / 1e9
             note.attributes[names.GEN_AI_FINISH_REASONS] = completion.finish_reasons
@@ -80,7 +80,7 @@ class Model:
                 note.attributes[names.GEN_AI_RESPONSE_ID] = completion.id
             if timeline.capture:
                 note.attributes[names.GEN_AI_OUTPUT_MESSAGES] = _told([completion.message])
-        return completion if completion.body.get("usage") else completion.with_usage(usage)
+        return completion if completion.body.get("usage") else completion.with_usage(meter.usage)
 
     def bill(self, meter: Meter, body: Mapping[str, Any]) -> tuple[Usage, Cost]:
         """Return the tokens and the cost of all that was sent; each try is rounded once, as an upstream bills it."""

@@ -68,6 +68,8 @@ _DROPPABLE: Final = 10_000
 """Droppable rows that wait, at most."""
 _UNWRITTEN: Final = 100_000
 """Rows that must not be lost and wait for the disk, at most: some 50 MB."""
+_LOCKED: Final = 5.0
+"""Seconds to wait for another process's lock, at most."""
 _LONGEST_PAUSE: Final = 2.0
 """Seconds between two tries while the disk fails."""
 
@@ -183,9 +185,9 @@ class SqliteStore:
     def _open(self) -> sqlite3.Connection:
         try:
             connection = sqlite3.connect(
-                self._address, uri=self._in_memory, isolation_level=None, check_same_thread=False, timeout=5
+                self._address, uri=self._in_memory, isolation_level=None, check_same_thread=False, timeout=_LOCKED
             )
-            connection.execute("PRAGMA journal_mode = WAL")
+            _use_wal(connection)
             # a commit survives the death of the process, if not that of the machine
             connection.execute("PRAGMA synchronous = NORMAL")
             (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -287,6 +289,20 @@ class SqliteStore:
                     self._writer.execute("ROLLBACK")
                 raise
         return broken
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Turn the write-ahead log on. SQLite does not wait by itself while another process does the same to a new file."""
+    until = time.monotonic() + _LOCKED
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _tell_broken(error: Exception) -> None:

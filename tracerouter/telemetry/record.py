@@ -214,7 +214,7 @@ class Draft:
         self._done = True
         if status in (Status.FAILED, Status.CANCELLED, Status.REFUSED):
             last = self.attempts[-1].reason if self.attempts and status is Status.FAILED else None
-            self._note.fail(last or reason)
+            self._note.fail((last or reason).value)
         self._note.__exit__(None, None, None)
         told = self._finish(self._record(status, reason, completion))
         return Outcome(
@@ -245,8 +245,8 @@ class Draft:
             risks=tuple(sorted(found.risks)) if found else (),
             classifier=found.classifier if found else None,
             route=_route(status, last),
-            outcome=status,
-            reason=reason,
+            outcome=status.value,
+            reason=reason.value,
             policy=self.policy,
             arm=decision.arm if decision else "stable",
             requested_model=self.task.model,
@@ -257,7 +257,7 @@ class Draft:
             completion_tokens=usage.output,
             cached_tokens=usage.cached,
             cost_nanos=cost,
-            cost_source=source,
+            cost_source=source.value,
             baseline_nanos=self._baseline_nanos(completion),
             latency_ms=note.latency * 1e3,
             overhead_ms=max(note.latency - waited, 0.0) * 1e3,
@@ -271,7 +271,7 @@ class Draft:
             checks=tuple((c.validator, c.status) for a in attempts if a.verdict for c in a.verdict.checks),
             fallback_from=attempts[-2].rung.alias if fell_back else None,
             fallback_to=last.rung.alias if last and fell_back else None,
-            fallback_reason=attempts[-2].reason if fell_back else None,
+            fallback_reason=attempts[-2].reason.value if fell_back and attempts[-2].reason else None,
             attempts=tuple(_tried(attempt) for attempt in attempts),
             error_type=note.error_type,
             prompt=self.task.text if self.timeline.capture else None,
@@ -305,8 +305,8 @@ def _summed(attempts: list[Attempt]) -> tuple[Usage, int, Source]:
 
 def _route(status: Status, last: Attempt | None) -> str:
     if status is Status.ANSWERED and last is not None:
-        return last.rung.role
-    return status if status in (Status.CACHED, Status.REFUSED) else Status.FAILED
+        return last.rung.role.value
+    return (status if status in (Status.CACHED, Status.REFUSED) else Status.FAILED).value
 
 
 def _first_token_ms(root: Note, chats: list[Note]) -> float | None:
@@ -320,11 +320,11 @@ def _first_token_ms(root: Note, chats: list[Note]) -> float | None:
 def _tried(attempt: Attempt) -> Tried:
     return Tried(
         model=attempt.rung.alias,
-        role=attempt.rung.role,
+        role=attempt.rung.role.value,
         latency_ms=attempt.latency * 1e3,
         input_tokens=attempt.usage.input,
         output_tokens=attempt.usage.output,
         cost_nanos=attempt.cost.nanos,
-        cost_source=attempt.cost.source,
-        failure=attempt.reason,
+        cost_source=attempt.cost.source.value,
+        failure=attempt.reason.value if attempt.reason else None,
     )

@@ -194,7 +194,7 @@ class Timeline:
 
 def _described(error: BaseException) -> tuple[str, str]:
     if isinstance(error, asyncio.CancelledError):
-        return Reason.CANCELLED, "the caller went away"
+        return Reason.CANCELLED.value, "the caller went away"
     if isinstance(error, ProviderError):
         return error.reason, str(error)
     return type(error).__name__, ""

@@ -25,7 +25,8 @@ _CANNOT: Final = (
 )
 _HELP: Final = (
     r"help(?! but\b| \w+ing\b)|assist|comply|provide|do (?:that|this)|fulfil+|support|create|creating|generate|write"
-    r"|writing|answer|discuss|engage|give (?:you|out|(?:\w+ )?(?:advice|information|instructions))|share|continue|complete"
+    r"|writing|answer|discuss|engage|share|continue"
+    r"|give (?:you|out|(?:\w+ )?(?:advice|information|instructions))|complete"
     r"|participate|offer (?:you|(?:\w+ ){0,2}(?:advice|assistance|guidance|help|instructions|opinions?))|process"
 )
 _REFUSALS: Final = re.compile(

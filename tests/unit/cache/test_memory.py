@@ -198,7 +198,7 @@ async def test_only_bytes_are_taken(cache: BoundedMemoryCache, value: object) ->
 
 
 async def test_an_optimistic_lock_holds(cache: BoundedMemoryCache) -> None:
-    """aiocache's optimistic lock sees that a value was changed by another."""
+    """The optimistic lock of aiocache sees that a value was changed by another."""
     await cache.set("a", b"1")
     async with OptimisticLock(cache, "a") as lock:
         assert await lock.cas(b"2") is True

@@ -212,7 +212,7 @@ async def test_no_retry_after_a_chunk_went_out(slept: Slept) -> None:
         raise AnswerLost(msg)
 
     provider = Steps(lambda meter, to: breaks(meter, to or sink), answers())
-    result, note, meter = await asked(provider, sink=sink, retries=3)
+    result, note, _ = await asked(provider, sink=sink, retries=3)
     assert isinstance(result, AnswerLost)
     assert len(provider.calls) == len(got) == 1
     assert note.attributes[names.COST_SOURCE] == "estimated"
@@ -273,7 +273,7 @@ async def test_a_cancelled_call_leaves_a_closed_span_with_its_cost() -> None:
 
 
 async def test_lost_tries_are_billed_with_the_one_that_answered(slept: Slept) -> None:
-    """A try that was lost after it was sent costs its input besides; the sum is only as well known as its worst part."""
+    """A try that was lost after it was sent costs its input besides; the sum is known no better than its worst part."""
     provider = Steps(fails(AnswerLost("cut"), refused=False), answers(Usage(10, 5)))
     result, note, _ = await asked(provider, retries=1)
     assert isinstance(result, Completion)
@@ -354,6 +354,4 @@ async def test_content_stands_on_the_span_on_opt_in_only() -> None:
         await model.complete(Call(BODY, asyncio.get_running_loop().time() + 9), Meter(), timeline, None)
         told = timeline.notes[0].attributes
         assert ("VAT" in str(told)) == ("fine" in str(told)) == capture
-    assert told[names.GEN_AI_OUTPUT_MESSAGES] == (
-        '[{"role":"assistant","parts":[{"type":"text","content":"fine"}]}]'
-    )
+    assert told[names.GEN_AI_OUTPUT_MESSAGES] == ('[{"role":"assistant","parts":[{"type":"text","content":"fine"}]}]')

@@ -83,8 +83,9 @@ async def test_what_is_awaited_is_there_for_others(store: SqliteStore, path: Pat
 async def test_many_writes_are_one_commit(store: SqliteStore, path: Path) -> None:
     """Rows that wait while a commit is under way are committed together."""
     began: list[str] = []
+    store._writer.set_trace_callback(lambda sql: began.append(sql) if sql.startswith("BEGIN") else None)
     async with Held(store):
-        store._writer.set_trace_callback(lambda sql: began.append(sql) if sql.startswith("BEGIN") else None)
+        began.clear()
         waiting = [store.write(*row(f"{number:03}")) for number in range(900)]
     await asyncio.gather(*waiting)
     assert began == ["BEGIN IMMEDIATE"]
@@ -222,8 +223,9 @@ async def test_a_bad_row_in_a_locked_file_loses_nothing_either(store: SqliteStor
 async def test_a_bad_row_costs_its_neighbours_no_commit_of_their_own(store: SqliteStore, path: Path) -> None:
     """The rows beside a bad one are one commit, so that no lock can come between them."""
     began: list[str] = []
+    store._writer.set_trace_callback(lambda sql: began.append(sql) if sql.startswith("BEGIN") else None)
     async with Held(store):
-        store._writer.set_trace_callback(lambda sql: began.append(sql) if sql.startswith("BEGIN") else None)
+        began.clear()
         waiting = [store.write(*each) for each in (row("a"), (INSERT, ("bad", None)), row("b"))]
     await asyncio.gather(*waiting)
     assert began == ["BEGIN IMMEDIATE"]
@@ -304,15 +306,18 @@ async def test_a_file_is_used_again(path: Path) -> None:
 def test_processes_that_start_at_once_have_one_secret(path: Path) -> None:
     """All processes that use a file hash with the same secret, also if they make the file at the same moment."""
     code = (
-        "import sys; from tracerouter.store import SqliteStore; sys.stdin.readline();"
+        "import sys; from tracerouter.store import SqliteStore; print('ready', flush=True); sys.stdin.readline();"
         "store = SqliteStore(sys.argv[1]); print(store.secret().hex()); store.close()"
     )
     started = [
         subprocess.Popen(  # noqa: S603 - our own code
             [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        for _ in range(4)
+        for _ in range(6)
     ]
+    for process in started:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
     for process in started:
         assert process.stdin is not None
         process.stdin.write("go\n")

@@ -59,7 +59,7 @@ async def kept(keep: Keep, *models: Any, **facts: Any) -> str | None:
     ],
 )
 async def test_each_rule(keep: Keep, models: tuple[str, ...], facts: dict[str, Any], why: str | None) -> None:
-    """Every error, refusal and fallback is kept, what is slow or dear, and a share; the first rule that holds is told."""
+    """Every error, refusal and fallback is kept, what is slow or dear, and a share; the first rule to hold is told."""
     assert await kept(keep, *models, **facts) == why
 
 

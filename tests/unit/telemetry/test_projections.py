@@ -7,7 +7,6 @@ import logging
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
-import pytest
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 
@@ -21,6 +20,8 @@ from tracerouter.types import NANOS, Caller, Outcome, Task
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import pytest
+
 MARKER = "zanzibar"
 """Stands in prompts and answers, and must stand nowhere else."""
 
@@ -32,7 +33,7 @@ class Everything(Rows):
         super().__init__()
         self.stages: list[Any] = []
         self.seen = Seen()
-        self.logs = InMemoryLogRecordExporter()
+        self.logs = InMemoryLogRecordExporter()  # type: ignore[no-untyped-call]
         provider = LoggerProvider(shutdown_on_exit=False)
         provider.add_log_record_processor(SimpleLogRecordProcessor(self.logs))
         self.instruments = Instruments()
@@ -122,7 +123,7 @@ async def test_all_places_tell_the_same() -> None:
     for field in projections.FIELDS:
         if field.name not in row:
             continue
-        if field.span in attributes:
+        if field.span is not None and field.span in attributes:
             assert attributes[field.span] == row[field.name]
         if field.span:
             assert route[field.span] == row[field.name]
@@ -154,7 +155,7 @@ async def test_the_log_record_is_the_decision_event() -> None:
 
 async def run_everything(told: Everything) -> list[Outcome]:
     """Route requests whose prompts, answers and failures hold the marker."""
-    asked = f"hello {MARKER}, my contract"
+    asked = f"hello {MARKER}, my order"
     cases = (
         (rig(f"it is {MARKER}", telemetry=told.telemetry, cache=OutputCache(BoundedMemoryCache())), Task.chat(asked)),
         (rig(f"I can't help with {MARKER}.", f"so {MARKER}", telemetry=told.telemetry), Task.chat(asked)),
@@ -181,7 +182,7 @@ async def test_content_is_told_on_opt_in(monkeypatch: pytest.MonkeyPatch) -> Non
     told = Everything()
     await run_everything(told)
     row, (body, _) = told.rows[0], told.logged()[0]
-    assert row["prompt"] == body["prompt"] == f"hello {MARKER}, my contract"
+    assert row["prompt"] == body["prompt"] == f"hello {MARKER}, my order"
     assert row["answer"] == body["answer"] == f"it is {MARKER}"
     chat = next(span for span in told.seen.spans if span.name.startswith("chat "))
     assert MARKER in str((chat.attributes or {})[names.GEN_AI_INPUT_MESSAGES])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -41,7 +40,10 @@ async def failures_of(found: object) -> tuple[Failure, ...]:
     async def later(task: Task, completion: Completion) -> Any:
         return found
 
-    now = await Custom("mine", lambda task, completion: found).validate(TASK, ANSWER)  # type: ignore[arg-type, return-value]
+    def at_once(task: Task, completion: Completion) -> Any:
+        return found
+
+    now = await Custom("mine", at_once).validate(TASK, ANSWER)
     assert now == await Custom("mine", later).validate(TASK, ANSWER)
     assert now.status == ("failed" if now.failures else "passed")
     return now.failures
@@ -177,7 +179,7 @@ def test_an_unknown_name_is_told_with_the_nearest() -> None:
 async def test_later_validators_see_the_repaired_answer() -> None:
     """What one validator repairs is what the next ones judge, and what the caller gets."""
     seen: list[str] = []
-    own = Custom("own", lambda task, completion: seen.append(completion.text))
+    own = Custom("own", lambda _, completion: seen.append(completion.text))
     broken = Completion.of("```json\n{'a': 1}\n```", model="m")
     verdict, answer = await judge([own, JsonSchema(OBJECT), own, Empty()], TASK, broken)
     assert seen == [broken.text, '{"a":1}']

@@ -1,4 +1,5 @@
 """Whether an answer says anything, says all of it, and does not decline to."""
+# ruff: noqa: RUF001 - models write curly apostrophes
 
 from __future__ import annotations
 
