@@ -292,7 +292,7 @@ def build(settings: Settings, folder: Path = Path()) -> Deployment:
     policy = policies.load(folder / settings.policy)
     policy.check_aliases(settings.models)
     keys = Keys.load(settings.keys, folder) if settings.keys else None
-    checks = Checks(policy.validators)
+    checks = Checks(policy.validators, policy.schemas)
     session = _Session()
     models = [_model(alias, model, session) for alias, model in settings.models.items()]
     classifier = CachedClassifier(Chain([_classifier(one, policy, folder) for one in settings.classifier]))

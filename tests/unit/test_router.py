@@ -19,7 +19,7 @@ from tracerouter.pricing import Price
 from tracerouter.providers import Model, Simulated, SimulatedProvider
 from tracerouter.providers.simulated import Rule
 from tracerouter.router import Router
-from tracerouter.telemetry import Telemetry, names
+from tracerouter.telemetry import Telemetry, Timeline, names
 from tracerouter.types import (
     NANOS,
     Caller,
@@ -530,10 +530,16 @@ async def test_broken_telemetry_does_not_fail_a_request(caplog: pytest.LogCaptur
         def on_end(self, span: ReadableSpan) -> None:
             raise OSError
 
-    outcome = await rig("fine", telemetry=Telemetry(span_processors=[Broken()])).router.route(Task.chat("hello"))
+    telemetry = Telemetry(span_processors=[Broken()])
+    outcome = await rig("fine", telemetry=telemetry).router.route(Task.chat("hello"))
     assert outcome.status is Status.ANSWERED
     assert outcome.facts["cost"] == 120 / NANOS
     assert "the telemetry of a request was lost" in caplog.text
+    served = Timeline()
+    with served.server("POST /"):
+        pass
+    telemetry.server_ended(served, routed=True, keep="share")
+    assert "the span of an HTTP request was lost" in caplog.text
 
 
 async def test_explain_calls_no_model() -> None:

@@ -41,7 +41,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
 def run_check(asked: argparse.Namespace) -> int:
     """Check one file."""
     policy = load(asked.file)
-    Checks(policy.validators)
+    Checks(policy.validators, policy.schemas)
     if asked.config:
         policy.check_aliases(read(asked.config, config.Settings, variables=True).models)
     aliases = ", ".join(sorted({alias for _, alias in policy.aliases()}))

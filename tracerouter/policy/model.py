@@ -200,6 +200,12 @@ class Policy:
         """Every validator that is named."""
         return {name for rule in (self.default, *self.tasks.values()) for name in rule.rules.validate}
 
+    @property
+    def schemas(self) -> dict[str, Mapping[str, Any]]:
+        """Every JSON Schema, by the place where it is named."""
+        found = {f"tasks.{label}.schema": rule.rules.schema for label, rule in self.tasks.items()}
+        return {where: schema for where, schema in found.items() if schema is not None}
+
     def aliases(self) -> Iterator[tuple[str, str]]:
         """Yield each alias that is named, after the place where it is."""
         for alias in self.ladder:

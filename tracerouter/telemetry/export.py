@@ -126,7 +126,10 @@ class Telemetry:
             except Exception:
                 log.exception("the telemetry of a request was lost")
         for timeline in served:
-            self._export(projections.server_span(timeline, self.resource, self.scope))
+            try:
+                self._export(projections.server_span(timeline, self.resource, self.scope))
+            except Exception:
+                log.exception("the span of an HTTP request was lost")
 
     def close(self) -> None:
         """Flush and stop every exporter; blocks for as long as they take."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
-from tracerouter.errors import ConfigError, nearest
+from tracerouter.errors import BadRequest, ConfigError, nearest
 from tracerouter.validators.custom import Custom, load
 from tracerouter.validators.schema import JsonObject, JsonSchema
 from tracerouter.validators.text import Empty, Refusal, Truncated
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tracerouter.types import Rules, Task
     from tracerouter.validators.judge import Validator
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 JSON_SCHEMA: Final = "json_schema"
 _SIMPLE: Final[dict[str, Validator]] = {one.name: one for one in (Empty(), Truncated(), Refusal())}
 BUILT_IN: Final = (JSON_SCHEMA, *_SIMPLE)
+_NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 class Checks:
@@ -25,12 +27,18 @@ class Checks:
 
     Args:
         named: The names that a policy uses: built-in ones, or ``package.module:function`` of an owner's own.
+        schemas: The policy's JSON Schemas, by the place where each is named.
 
     Raises:
-        ConfigError: A name is neither.
+        ConfigError: A name is neither, or a schema is none.
     """
 
-    def __init__(self, named: Iterable[str] = BUILT_IN) -> None:
+    def __init__(self, named: Iterable[str] = BUILT_IN, schemas: Mapping[str, Mapping[str, Any]] = _NONE) -> None:
+        for where, schema in schemas.items():
+            try:
+                JsonSchema(schema, param=where)
+            except BadRequest as error:
+                raise ConfigError(error.message) from None
         self._known = dict(_SIMPLE)
         for name in named:
             if ":" in name:

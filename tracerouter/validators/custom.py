@@ -54,7 +54,7 @@ class Custom:
     def _failure(self, found: str | Failure) -> Failure:
         if isinstance(found, Failure):
             return Failure(Reason.CHECK_FAILED, found.message, found.path, found.detail or self.name)
-        return Failure(Reason.CHECK_FAILED, found, detail=self.name)
+        return Failure(Reason.CHECK_FAILED, str(found), detail=self.name)
 
 
 def load(dotted: str) -> Function:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 SCHEMA_PARAM: Final = "response_format.json_schema.schema"
 _MOST_FAILURES: Final = 20
 _LONGEST_MESSAGE: Final = 200
+
+_LONGEST_REPAIR: Final = 50_000
+"""Characters of an answer that is mended, at most."""
+_OPENS_A_LIST: Final = re.compile(r"^\s*(?:```\w*\s*)?\[|```\w*\s*\[")
 
 _compiled: Final[LRUCache[bytes, jsonschema_rs.Validator]] = LRUCache(500)
 
@@ -73,18 +78,28 @@ def _checked(name: str, completion: Completion, validator: jsonschema_rs.Validat
 
 
 def _repaired(name: str, completion: Completion, validator: jsonschema_rs.Validator) -> Check:
-    try:
-        found = json_repair.loads(completion.text)
-        told = orjson.dumps(found).decode()
-    except (RecursionError, ValueError, TypeError):
-        found = told = ""
-    if found in ("", None) or (isinstance(found, str) and found in completion.text):
+    found = _mended(completion.text)
+    if not isinstance(found, (dict, list)):
         message = "the answer is no JSON"
         return Check(name, "failed", (Failure(Reason.SCHEMA_INVALID, message, detail="not_json"),))
     failures = tuple(_failures(validator, found))
     if failures:
         return Check(name, "failed", failures)
-    return Check(name, "repaired", repaired=completion.with_text(told))
+    return Check(name, "repaired", repaired=completion.with_text(orjson.dumps(found).decode()))
+
+
+def _mended(text: str) -> Any:
+    """Return the object or list that `text` was meant to be, or None."""
+    if len(text) > _LONGEST_REPAIR:
+        return None  # mending blocks the event loop, a second for 150 kB of prose
+    try:
+        found = json_repair.loads(text)
+        orjson.dumps(found)
+    except (RecursionError, ValueError, TypeError):
+        return None
+    if isinstance(found, list) and not _OPENS_A_LIST.search(text):
+        return None  # prose with an aside [like this] is no list
+    return found
 
 
 def _failures(validator: jsonschema_rs.Validator, found: Any) -> Iterator[Failure]:

@@ -9,6 +9,7 @@ import pytest
 from tracerouter.errors import ConfigError
 from tracerouter.policy import Policy, PolicyFile, load
 from tracerouter.policy.file import Written, read
+from tracerouter.validators import Checks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -121,3 +122,11 @@ def test_variables_come_from_the_environment(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ConfigError, match=r"f\.yaml:2: the variable TR_TEST_A is not set"):
         read(path, Pair, variables=True)
     assert read(path, Pair).first == "x-${TR_TEST_A}"
+
+
+def test_a_schema_that_is_none_is_the_policys_mistake(tmp_path: Path) -> None:
+    """A wrong schema file is found when the policy is checked, not blamed on the first caller."""
+    (tmp_path / "s.json").write_text('{"type": "objec"}')
+    (tmp_path / "policy.yaml").write_text("ladder: [a]\ntasks: {x: {schema: s.json}}")
+    with pytest.raises(ConfigError, match=r"`tasks\.x\.schema` is no JSON Schema"):
+        Checks((), load(tmp_path / "policy.yaml").schemas)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from typing import TYPE_CHECKING, Any, cast
@@ -235,3 +236,25 @@ async def test_cost_of_stages_adds_up() -> None:
         [("route", 1320), ("cheap", 120), ("fallback", 1200), ("chat", 120), ("chat", 1200), ("classify", 0),
          ("validate", 0), ("validate", 0)]
     )  # fmt: skip
+
+
+async def test_requests_that_ended_are_told_together() -> None:
+    """With a delay nothing is told at once; 32 requests, the delay's end, a flush or closing tell all that ended."""
+    told = Everything(delay=3600.0)
+    with_models = rig("fine", telemetry=told.telemetry)
+    for number in range(31):
+        outcome = await with_models.router.route(Task.chat(f"hello {number}"))
+        assert outcome.facts["cost"] > 0
+    assert not told.rows
+    await with_models.router.route(Task.chat("hello 31"))
+    assert len(told.rows) == 32
+    await with_models.router.route(Task.chat("hello 32"))
+    told.telemetry.flush()
+    await with_models.router.route(Task.chat("hello 33"))
+    told.telemetry.close()
+    assert len(told.rows) == len(told.logged()) == 34
+    soon = Everything(delay=0.001)
+    await rig("fine", telemetry=soon.telemetry).router.route(Task.chat("hello"))
+    async with asyncio.timeout(10):
+        while not soon.rows:
+            await asyncio.sleep(0.001)

@@ -260,3 +260,12 @@ async def test_json_object(text: str, status: str) -> None:
     """``json_object`` takes any object, and nothing else."""
     check = await JsonObject().validate(TASK, said(text))
     assert (check.validator, check.status) == ("json_schema", status)
+
+
+async def test_prose_with_brackets_is_no_json() -> None:
+    """An aside in brackets does not make a list of an answer, however loose the schema is."""
+    said = Completion.of("I can't [do] that, see [1].", model="m")
+    check = await JsonSchema({}).validate(Task.chat("x"), said)
+    assert (check.status, check.failures[0].detail) == ("failed", "not_json")
+    fenced = Completion.of('Here it is:\n```json\n["a",]\n```', model="m")
+    assert (await JsonSchema({}).validate(Task.chat("x"), fenced)).status == "repaired"
