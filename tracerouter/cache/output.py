@@ -61,10 +61,10 @@ class OutputCache:
     async def keep(self, key: str, completion: Completion, ttl: float) -> None:
         """Keep an answer for `ttl` seconds."""
         now = time.time()
-        raw = orjson.dumps([FORMAT, now, now + ttl, completion.body])
         try:
+            raw = orjson.dumps([FORMAT, now, now + ttl, completion.body])
             await self._backend.set(key, raw, ttl=ttl + self._stale_for)
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:  # noqa: BLE001 - as above; an answer of a wrapped service's may be no JSON
             self._told(error)
 
     def _told(self, error: Exception | None) -> None:

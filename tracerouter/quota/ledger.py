@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -97,11 +98,20 @@ class SqliteLedger:
         return [*rows[:_LEADERS], *([("other", others)] if len(rows) > _LEADERS else [])]
 
     def _day(self, at: float) -> str:
-        return datetime.fromtimestamp(at, self._zone).strftime("%Y-%m-%d")
+        return _day_of(int(at // _QUARTER), self._zone)
 
     def _first_day(self, period: Period, now: float) -> str:
         day = self._day(now)
         return day if period == "day" else f"{day[:7]}-01"
+
+
+_QUARTER: Final = 900
+"""Seconds; every zone's midnight falls on a quarter of an hour."""
+
+
+@lru_cache(maxsize=256)
+def _day_of(quarter: int, zone: tzinfo) -> str:
+    return datetime.fromtimestamp(quarter * _QUARTER, zone).strftime("%Y-%m-%d")
 
 
 _PERIODS: Final[tuple[Period, ...]] = ("day", "month")

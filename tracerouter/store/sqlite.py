@@ -34,8 +34,8 @@ CREATE TABLE IF NOT EXISTS entries (
     request_id TEXT NOT NULL, attempt INTEGER NOT NULL, time REAL NOT NULL, day TEXT NOT NULL,
     tenant TEXT NOT NULL, team TEXT, user TEXT, role TEXT NOT NULL, model TEXT NOT NULL,
     input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, cost_nanos INTEGER, source TEXT NOT NULL,
-    UNIQUE (request_id, attempt)
-);
+    PRIMARY KEY (request_id, attempt)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS spend (
     day TEXT NOT NULL, tenant TEXT NOT NULL, team TEXT NOT NULL, user TEXT NOT NULL, role TEXT NOT NULL,
     cost_nanos INTEGER NOT NULL, requests INTEGER NOT NULL,
@@ -70,8 +70,10 @@ _UNWRITTEN: Final = 100_000
 """Rows that must not be lost and wait for the disk, at most: some 50 MB."""
 _LOCKED: Final = 5.0
 """Seconds to wait for another process's lock, at most."""
-_LONGEST_PAUSE: Final = 2.0
-"""Seconds between two tries while the disk fails."""
+_LONGEST_PAUSE: Final = 0.5
+"""Seconds between two tries while the disk fails, at most."""
+_PATIENCE: Final = 0.5
+"""Seconds that one try waits for another process to let go of the file."""
 
 _NUDGE: Final = "rows were offered"
 _CLOSE: Final = "write what is left, and end"
@@ -93,7 +95,7 @@ Row = tuple[str, "Sequence[Any]"]
 
 class _Job(NamedTuple):
     row: Row
-    done: asyncio.Future[None] | None
+    done: asyncio.Future[None]
 
 
 class SqliteStore:
@@ -112,15 +114,17 @@ class SqliteStore:
         shared = f"file:tracerouter-{secrets.token_hex(8)}?mode=memory&cache=shared"
         self._address = shared if self._in_memory else self._name
         self._writer = self._open()
+        self._writer.execute(f"PRAGMA busy_timeout = {_PATIENCE * 1000:.0f}")
         self._reader = self._open()
         self._reading = threading.Lock()
         self._jobs: queue.SimpleQueue[_Job | str] = queue.SimpleQueue()
         self._offered: deque[Callable[[], Row]] = deque()
-        self._unwritten: list[_Job] = []  # the writer's own, as are the two counters of what it failed to write
+        self._unwritten: list[Row] = []  # the writer's own, as are the two counters of what it failed to write
         self._refused = self._failed = self._overflown = self._broken = 0
         self._nudged = self._closing = self._closed = False
+        self._waiting: list[asyncio.Future[None]] = []
         self._flush_at: float | None = None
-        self._pause = 0.0
+        self._pause = self._try_at = 0.0
         self._thread = threading.Thread(target=self._run, name="tracerouter-store", daemon=True)
         self._thread.start()
 
@@ -138,7 +142,7 @@ class SqliteStore:
         """Queue a row that must not be lost. Await the result to know that it is committed.
 
         It is committed within about a millisecond. While the disk fails the row stays queued, and what is awaited
-        ends after the first try, since a request must not hang on a disk.
+        ends after the next try, within about a second, since a request must not hang on a disk.
         """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._closed or self._jobs.qsize() + len(self._unwritten) >= _UNWRITTEN:
@@ -205,7 +209,13 @@ class SqliteStore:
         """Write until the store is closed: jobs when they come, offered rows a tick after the first of them."""
         while not self._closing or (self._unwritten and not self._pause):
             jobs = self._taken(self._wait())
-            self._told(self._commit([*self._unwritten, *jobs]))
+            self._waiting += [job.done for job in jobs]
+            rows = [job.row for job in jobs]
+            # a disk that fails is tried at its own pace, not at that of the requests
+            if self._closing or time.monotonic() >= self._try_at:
+                self._commit([*self._unwritten, *rows])
+            else:
+                self._unwritten += rows
             if self._flush_at is not None and (self._closing or time.monotonic() >= self._flush_at):
                 self._commit_offered()
         self._overflown += len(self._unwritten)
@@ -213,9 +223,8 @@ class SqliteStore:
 
     def _wait(self) -> float | None:
         """Return the seconds to wait for a job, at most; None: for ever."""
-        if self._pause:
-            return self._pause
-        return None if self._flush_at is None else max(self._flush_at - time.monotonic(), 0.0)
+        due = [at for at in (self._flush_at, self._try_at if self._pause else None) if at is not None]
+        return max(min(due) - time.monotonic(), 0.0) if due else None
 
     def _taken(self, wait: float | None) -> list[_Job]:
         """Return the jobs that have come, after waiting `wait` seconds at most for the first."""
@@ -233,26 +242,23 @@ class SqliteStore:
                 job = self._jobs.get_nowait()
         return taken
 
-    def _told(self, unwritten: list[_Job]) -> None:
-        """Keep what could not be written, and log when that begins and ends."""
-        if unwritten and not self._pause:
-            log.error("the store takes no rows: the ledger's wait, the decision log's are dropped")
-        elif self._pause and not unwritten:
-            log.warning("the store takes rows again")
-        self._pause = min(_LONGEST_PAUSE, self._pause * 2 or TICK) if unwritten else 0.0
-        self._unwritten = unwritten
-
-    def _commit(self, jobs: list[_Job]) -> list[_Job]:
-        """Write all in one transaction and wake who waits; return what must be tried again."""
-        if not jobs:
-            return []
-        failed: list[_Job] = []
+    def _commit(self, rows: list[Row]) -> None:
+        """Write all in one transaction and wake who waits; what can't be written is kept for the next try."""
         try:
-            self._broken += self._write([job.row for job in jobs])
+            self._broken += self._write(rows) if rows else 0
         except sqlite3.Error:  # full, locked, read-only, gone: it may pass
-            failed = [job._replace(done=None) for job in jobs]
-        _resolve([job.done for job in jobs if job.done is not None])
-        return failed
+            if not self._pause:
+                log.error("the store takes no rows: the ledger's wait, the decision log's are dropped")  # noqa: TRY400
+            self._pause = min(_LONGEST_PAUSE, self._pause * 2 or TICK)
+            self._unwritten = rows
+        else:
+            if self._pause:
+                log.warning("the store takes rows again")
+            self._pause = 0.0
+            self._unwritten = []
+        self._try_at = time.monotonic() + self._pause
+        _resolve(self._waiting)
+        self._waiting = []
 
     def _commit_offered(self) -> None:
         """Write all that was offered; what can't be written is dropped, and counted."""

@@ -77,7 +77,7 @@ class Telemetry:
 
     def __post_init__(self) -> None:
         self.scope = scope()
-        self._finished: list[tuple[Record, str | None]] = []
+        self._finished: list[tuple[Record, projections.Row, str | None]] = []
         self._served: list[Timeline] = []
         self._timer: asyncio.TimerHandle | None = None
         provider = self.log_provider
@@ -120,9 +120,9 @@ class Telemetry:
             self._timer = None
         finished, self._finished = self._finished, []
         served, self._served = self._served, []
-        for record, keep in finished:
+        for record, told, keep in finished:
             try:
-                self._tell(record, keep)
+                self._tell(record, told, keep)
             except Exception:
                 log.exception("the telemetry of a request was lost")
         for timeline in served:
@@ -142,10 +142,10 @@ class Telemetry:
             self.meter_provider.shutdown()
 
     def _finish(self, record: Record) -> Told:
-        keep = self.keep.why(record)
-        self._finished.append((record, keep))
+        told, keep = projections.row(record), self.keep.why(record)
+        self._finished.append((record, told, keep))
         self._soon()
-        return Told(projections.facts(record), projections.headers(record), keep)
+        return Told(projections.facts(told), projections.headers(record, told), keep)
 
     def _soon(self) -> None:
         """Flush now, when enough have come together, or after the delay."""
@@ -158,16 +158,15 @@ class Telemetry:
         for processor in self.span_processors:
             processor.on_end(span)
 
-    def _tell(self, record: Record, keep: str | None) -> None:
+    def _tell(self, record: Record, told: projections.Row, keep: str | None) -> None:
         projections.measure(record, keep, self.instruments, self.tasks)
-        if keep is not None and self.span_processors:
-            for made in projections.spans(record, keep, self.resource, self.scope):
-                self._export(made)
-        told = projections.row(record)
         if self._logger is not None:
             self._logger.emit(projections.log_record(record, told))
         if self.decisions is not None:
             self.decisions.append(told, projections.timeline_rows(record) if keep else None)
+        if keep is not None and self.span_processors:
+            for made in projections.spans(record, told, keep, self.resource, self.scope):
+                self._export(made)
 
 
 def over_otlp(endpoint: str, *, metric_interval: float = 60.0, **facts: Any) -> Telemetry:

@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry._logs import LogRecord, SeverityNumber
@@ -30,10 +31,10 @@ from opentelemetry.trace import (
 
 from tracerouter.telemetry import names
 from tracerouter.telemetry.metrics import TraceRef
-from tracerouter.types import NANOS, Usage, usd
+from tracerouter.types import NANOS, usd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection
 
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -49,57 +50,58 @@ class Field(NamedTuple):
     name: str
     """In the decision log's row, which is the body of the log record too."""
     type: type
-    read: Callable[[Record], Any]
     span: str | None = None
     """The attribute of the ``route`` span, and of the log record for what logs are searched by."""
     header: str | None = None
     """The response header, after ``x-tracerouter-`` where it is not a standard one."""
     fact: str | None = None
     """The key in the answer's ``tracerouter`` object."""
+    read: Callable[[Record], Any] | None = None
+    """How it is read, where it is not the Record's attribute of this name."""
 
 
 FIELDS: Final = (
-    Field("trace_id", str, lambda r: r.trace_id, fact="trace_id"),
-    Field("span_id", str, lambda r: r.span_id),
-    Field("request_id", str, lambda r: r.request_id, names.REQUEST_ID, "x-request-id", "request_id"),
-    Field("tenant", str, lambda r: r.tenant, names.TENANT),
-    Field("team", str, lambda r: r.team),
-    Field("user", str, lambda r: r.user),
-    Field("task", str, lambda r: r.task, names.LABEL, fact="task"),
-    Field("confidence", float, lambda r: r.confidence, names.CONFIDENCE, fact="confidence"),
-    Field("threshold", float, lambda r: r.threshold, names.THRESHOLD),
-    Field("risks", tuple, lambda r: r.risks or None, names.RISKS),
-    Field("classifier", str, lambda r: r.classifier, names.CLASSIFIER),
-    Field("route", str, lambda r: r.route, names.ROUTE, "route", "route"),
-    Field("outcome", str, lambda r: r.outcome, names.OUTCOME, fact="outcome"),
-    Field("reason", str, lambda r: r.reason, names.REASON, "reason", "reason"),
-    Field("policy", str, lambda r: r.policy, names.POLICY, "policy", "policy"),
-    Field("arm", str, lambda r: r.arm, names.ARM),
-    Field("requested_model", str, lambda r: r.requested_model),
-    Field("served_model", str, lambda r: r.served_model, header="model", fact="model"),
-    Field("provider", str, lambda r: r.provider),
-    Field("prompt_hash", str, lambda r: r.prompt_hash, names.PROMPT_HASH),
-    Field("prompt_tokens", int, lambda r: r.prompt_tokens, names.TOKENS_INPUT),
-    Field("completion_tokens", int, lambda r: r.completion_tokens, names.TOKENS_OUTPUT),
-    Field("cached_tokens", int, lambda r: r.cached_tokens),
-    Field("cost", float, lambda r: r.cost_nanos / NANOS, names.COST, "cost", "cost"),
-    Field("cost_source", str, lambda r: r.cost_source, names.COST_SOURCE, fact="cost_source"),
-    Field("baseline_cost", float, lambda r: _usd(r.baseline_nanos), names.COST_BASELINE, fact="baseline_cost"),
-    Field("latency_ms", float, lambda r: r.latency_ms),
-    Field("overhead_ms", float, lambda r: r.overhead_ms),
-    Field("first_token_ms", float, lambda r: r.first_token_ms),
-    Field("cache_key_hash", str, lambda r: r.cache_key_hash),
-    Field("cache_status", str, lambda r: r.cache_status, names.CACHE_STATUS, "cache", "cache"),
-    Field("validation_status", str, lambda r: r.validation_status, names.VALIDATION_STATUS),
-    Field("validation_failures", tuple, lambda r: r.validation_failures or None, names.VALIDATION_FAILURES),
-    Field("fallback_from", str, lambda r: r.fallback_from, names.FALLBACK_FROM),
-    Field("fallback_to", str, lambda r: r.fallback_to, names.FALLBACK_TO),
-    Field("fallback_reason", str, lambda r: r.fallback_reason, names.FALLBACK_REASON),
-    Field("attempt_count", int, lambda r: len(r.attempts), names.ATTEMPTS, "attempts", "attempts"),
-    Field("attempts", tuple, lambda r: tuple(tried.told() for tried in r.attempts) or None),
-    Field("error_type", str, lambda r: r.error_type, names.ERROR_TYPE),
-    Field("prompt", str, lambda r: r.prompt),
-    Field("answer", str, lambda r: r.answer),
+    Field("trace_id", str, fact="trace_id"),
+    Field("span_id", str),
+    Field("request_id", str, names.REQUEST_ID, "x-request-id", "request_id"),
+    Field("tenant", str, names.TENANT),
+    Field("team", str),
+    Field("user", str),
+    Field("task", str, names.LABEL, fact="task"),
+    Field("confidence", float, names.CONFIDENCE, fact="confidence"),
+    Field("threshold", float, names.THRESHOLD),
+    Field("risks", tuple, names.RISKS, read=lambda r: r.risks or None),
+    Field("classifier", str, names.CLASSIFIER),
+    Field("route", str, names.ROUTE, "route", "route"),
+    Field("outcome", str, names.OUTCOME, fact="outcome"),
+    Field("reason", str, names.REASON, "reason", "reason"),
+    Field("policy", str, names.POLICY, "policy", "policy"),
+    Field("arm", str, names.ARM),
+    Field("requested_model", str),
+    Field("served_model", str, header="model", fact="model"),
+    Field("provider", str),
+    Field("prompt_hash", str, names.PROMPT_HASH),
+    Field("prompt_tokens", int, names.TOKENS_INPUT),
+    Field("completion_tokens", int, names.TOKENS_OUTPUT),
+    Field("cached_tokens", int),
+    Field("cost", float, names.COST, "cost", "cost", read=lambda r: r.cost_nanos / NANOS),
+    Field("cost_source", str, names.COST_SOURCE, fact="cost_source"),
+    Field("baseline_cost", float, names.COST_BASELINE, fact="baseline_cost", read=lambda r: _usd(r.baseline_nanos)),
+    Field("latency_ms", float),
+    Field("overhead_ms", float),
+    Field("first_token_ms", float),
+    Field("cache_key_hash", str),
+    Field("cache_status", str, names.CACHE_STATUS, "cache", "cache"),
+    Field("validation_status", str, names.VALIDATION_STATUS),
+    Field("validation_failures", tuple, names.VALIDATION_FAILURES, read=lambda r: r.validation_failures or None),
+    Field("fallback_from", str, names.FALLBACK_FROM),
+    Field("fallback_to", str, names.FALLBACK_TO),
+    Field("fallback_reason", str, names.FALLBACK_REASON),
+    Field("attempt_count", int, names.ATTEMPTS, "attempts", "attempts", read=lambda r: len(r.attempts)),
+    Field("attempts", tuple, read=lambda r: tuple(tried.told() for tried in r.attempts) or None),
+    Field("error_type", str, names.ERROR_TYPE),
+    Field("prompt", str),
+    Field("answer", str),
 )
 
 _STAGE: Final = {
@@ -144,16 +146,30 @@ SPAN_ATTRIBUTES: Final[dict[str, dict[str, type]]] = {
 
 _OK: Final = Status()
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
-_ROUTE_SPAN: Final = tuple((f.span, f.read) for f in FIELDS if f.span)
-_SEARCHED_BY: Final = ("request_id", "tenant", "task", "route", "outcome", "reason", "policy", "error_type")
-_LOG_ATTRIBUTES: Final = tuple((f.span, f.read) for f in FIELDS if f.name in _SEARCHED_BY and f.span)
-_FACTS: Final = tuple((f.fact, f.read) for f in FIELDS if f.fact)
+_PLAIN: Final = tuple(f.name for f in FIELDS if f.read is None)
+_read_plain: Final = attrgetter(*_PLAIN)
+_COMPUTED: Final = tuple((f.name, f.read) for f in FIELDS if f.read is not None)
+_SEARCHED_BY: Final = frozenset({"request_id", "tenant", "task", "route", "outcome", "reason", "policy", "error_type"})
+_ROUTE_SPAN: Final = tuple((f.span, f.name) for f in FIELDS if f.span)
+_LOG_ATTRIBUTES: Final = tuple((f.span, f.name) for f in FIELDS if f.span and f.name in _SEARCHED_BY)
+_FACTS: Final = tuple((f.fact, f.name) for f in FIELDS if f.fact)
 _HEADERS: Final = tuple(
-    (f.header if f.header == "x-request-id" else f"x-tracerouter-{f.header}", f.read) for f in FIELDS if f.header
+    (f.header if f.header == "x-request-id" else f"x-tracerouter-{f.header}", f.name) for f in FIELDS if f.header
 )
 
+Row = dict[str, Any]
+"""A request's row of the decision log; all that is told flat is taken from it."""
 
-def spans(record: Record, keep: str, resource: Resource, scope: InstrumentationScope) -> list[ReadableSpan]:
+
+def row(record: Record) -> Row:
+    """Make the request's row of the decision log. What is unknown is left out."""
+    told: Row = {"time": record.time, "severity": "INFO" if record.error_type is None else "WARN"}
+    told.update((name, value) for name, value in zip(_PLAIN, _read_plain(record), strict=True) if value is not None)
+    told.update((name, value) for name, read in _COMPUTED if (value := read(record)) is not None)
+    return told
+
+
+def spans(record: Record, told: Row, keep: str, resource: Resource, scope: InstrumentationScope) -> list[ReadableSpan]:
     """Make the trace's spans, each after its children. `keep` is why they are kept."""
     timeline = record.timeline
     identities = {note.span_id: _identity(timeline, note) for note in timeline.notes}
@@ -162,8 +178,7 @@ def spans(record: Record, keep: str, resource: Resource, scope: InstrumentationS
         parent = identities.get(note.parent_id, timeline.parent) if note.parent_id else None
         attributes = _attributes(note)
         if note is timeline.root:
-            attributes[names.KEEP] = keep
-            attributes.update((name, value) for name, read in _ROUTE_SPAN if (value := read(record)) is not None)
+            attributes = {**attributes, names.KEEP: keep, **_named(_ROUTE_SPAN, told)}
         made.append(_span(note, identities[note.span_id], parent, attributes, resource, scope))
     return made
 
@@ -224,10 +239,10 @@ def _measure_attempts(record: Record, task: str | None, m: Instruments) -> None:
         m.baseline.add(record.baseline_nanos, *answered, task, source, record.arm)
 
 
-def log_record(record: Record, told: Mapping[str, Any]) -> LogRecord:
+def log_record(record: Record, told: Row) -> LogRecord:
     """Make the request's one log record (``event.name`` = ``tracerouter.decision``).
 
-    Its body is `told`, the row of the decision log; its attributes are what logs are searched by.
+    Its body is the row of the decision log; its attributes are what logs are searched by.
     """
     root = record.timeline.root
     return LogRecord(
@@ -235,22 +250,11 @@ def log_record(record: Record, told: Mapping[str, Any]) -> LogRecord:
         observed_timestamp=root.end_ns,
         context=set_span_in_context(NonRecordingSpan(root.span_context)),
         severity_number=SeverityNumber.INFO if record.error_type is None else SeverityNumber.WARN,
-        severity_text=severity(record),
+        severity_text=told["severity"],
         body=told,
-        attributes={name: value for name, read in _LOG_ATTRIBUTES if (value := read(record)) is not None},
+        attributes=_named(_LOG_ATTRIBUTES, told),
         event_name=names.DECISION_EVENT,
     )
-
-
-def severity(record: Record) -> str:
-    """Return ``WARN`` for a request that failed, was refused or cancelled, else ``INFO``."""
-    return "INFO" if record.error_type is None else "WARN"
-
-
-def row(record: Record) -> dict[str, Any]:
-    """Make the request's row of the decision log. What is unknown is left out."""
-    told = {f.name: value for f in FIELDS if (value := f.read(record)) is not None}
-    return {"time": record.time, "severity": severity(record), **told}
 
 
 def timeline_rows(record: Record) -> list[dict[str, Any]]:
@@ -273,17 +277,21 @@ def timeline_rows(record: Record) -> list[dict[str, Any]]:
     ]
 
 
-def headers(record: Record) -> dict[str, str]:
+def headers(record: Record, told: Row) -> dict[str, str]:
     """Make the response headers. Money is fixed-point, in USD."""
-    told = {name: str(value) for name, read in _HEADERS if (value := read(record)) is not None}
-    told["traceparent"] = record.timeline.root.traceparent
-    told["x-tracerouter-cost"] = usd(record.cost_nanos)
-    return told
+    made = {header: str(told[name]) for header, name in _HEADERS if name in told}
+    made["traceparent"] = record.timeline.root.traceparent
+    made["x-tracerouter-cost"] = usd(record.cost_nanos)
+    return made
 
 
-def facts(record: Record) -> dict[str, Any]:
+def facts(told: Row) -> dict[str, Any]:
     """Make the ``tracerouter`` object that an answer's body carries. Money is in USD."""
-    return {name: value for name, read in _FACTS if (value := read(record)) is not None}
+    return _named(_FACTS, told)
+
+
+def _named(pairs: tuple[tuple[str, str], ...], told: Row) -> dict[str, Any]:
+    return {new: told[name] for new, name in pairs if name in told}
 
 
 def _identity(timeline: Timeline, note: Note) -> SpanContext:
@@ -294,9 +302,13 @@ def _identity(timeline: Timeline, note: Note) -> SpanContext:
 
 def _attributes(note: Note) -> dict[str, Any]:
     """Return a note's attributes with those that every span of its kind carries."""
-    told = dict(note.attributes)
-    if note.error_type is not None:
-        told[names.ERROR_TYPE] = note.error_type
+    if note.told is None:
+        note.told = {**note.attributes, **_common(note)}
+    return note.told
+
+
+def _common(note: Note) -> dict[str, Any]:
+    told: dict[str, Any] = {} if note.error_type is None else {names.ERROR_TYPE: note.error_type}
     if note.kind is SpanKind.SERVER:
         return told
     if note.kind is SpanKind.CLIENT:
@@ -306,9 +318,8 @@ def _attributes(note: Note) -> dict[str, Any]:
             told[names.GEN_AI_CACHED_TOKENS] = note.usage.cached
             told[names.GEN_AI_REASONING_TOKENS] = note.usage.reasoning
     else:
-        usage = note.usage or Usage()
-        told[names.TOKENS_INPUT] = usage.input
-        told[names.TOKENS_OUTPUT] = usage.output
+        told[names.TOKENS_INPUT] = note.usage.input if note.usage else 0
+        told[names.TOKENS_OUTPUT] = note.usage.output if note.usage else 0
         told[names.LATENCY] = note.latency
     if note.cost_nanos is not None:
         told[names.COST] = note.cost_nanos / NANOS

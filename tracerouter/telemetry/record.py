@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -15,7 +14,7 @@ from opentelemetry.trace import SpanKind
 
 from tracerouter.errors import BadRequest, CallerGone
 from tracerouter.telemetry import names
-from tracerouter.telemetry.timeline import Timeline
+from tracerouter.telemetry.timeline import Timeline, fresh_id
 from tracerouter.types import (
     NANOS,
     Attempt,
@@ -166,7 +165,7 @@ class Draft:
     ) -> None:
         self.task = task
         self._user = user
-        self.request_id = task.request_id or uuid.uuid4().hex
+        self.request_id = task.request_id or fresh_id()
         self.policy = policy
         self.prompt_hash = prompt_hash
         self.timeline = Timeline(capture=capture)

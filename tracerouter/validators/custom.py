@@ -11,11 +11,11 @@ from tracerouter.errors import ConfigError
 from tracerouter.types import Check, Failure, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from tracerouter.types import Completion, Task
 
-    Found = None | str | Failure | list[str | Failure]
+    Found = None | str | Failure | Iterable[str | Failure]
     """Nothing, or what is wrong: a sentence, or a Failure with a path and a code of its own in ``detail``."""
     Function = Callable[[Task, Completion], Found | Awaitable[Found]]
 
@@ -45,16 +45,23 @@ class Custom:
             found: Any = self._function(task, completion)
             if inspect.isawaitable(found):
                 found = await found
+            wrong = _each(found)  # here, since a generator may raise as well
         except Exception as error:  # noqa: BLE001 - whatever an owner's function raises
             _log.warning("validator %s raised %s", self.name, type(error).__name__)  # its message may hold the answer
-            found = Failure(Reason.CHECK_FAILED, "the check itself failed", detail="validator_error")
-        failures = tuple(self._failure(one) for one in (found if isinstance(found, list) else [found]) if one)
+            wrong = [Failure(Reason.CHECK_FAILED, "the check itself failed", detail="validator_error")]
+        failures = tuple(self._failure(one) for one in wrong)
         return Check(self.name, "failed" if failures else "passed", failures)
 
     def _failure(self, found: str | Failure) -> Failure:
         if isinstance(found, Failure):
             return Failure(Reason.CHECK_FAILED, found.message, found.path, found.detail or self.name)
         return Failure(Reason.CHECK_FAILED, str(found), detail=self.name)
+
+
+def _each(found: Found) -> list[str | Failure]:
+    if found is None or isinstance(found, str | Failure):
+        found = (found,) if found else ()
+    return [one for one in found if one]
 
 
 def load(dotted: str) -> Function:

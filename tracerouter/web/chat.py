@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-import uuid
 from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 from aiohttp import web
 
 from tracerouter.errors import BadRequest, CallerGone, TooLarge
+from tracerouter.telemetry import fresh_id
 from tracerouter.types import Freshness, Outcome, Task
 from tracerouter.web import errors
 
@@ -44,7 +44,7 @@ _MAX_AGE = re.compile(r"max-age=(\d{1,9})")
 def request_id(request: web.Request) -> str:
     """Return the caller's request id if it is well-formed, or a new one."""
     asked = request.headers.get("x-request-id", "")
-    return asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+    return asked if _REQUEST_ID.fullmatch(asked) else fresh_id()
 
 
 async def read_task(
