@@ -97,7 +97,7 @@ def sink() -> web.Application:
 
 def proxy(upstream: str, spans: list[dict[str, Any]] | None = None, otlp: str | None = None) -> web.Application:
     """Pass requests on: the floor. With `spans`, make that many live ones a request, with those attributes."""
-    tracer = live_tracer(otlp) if otlp else None
+    tracer, _ = live_tracer(otlp) if otlp else (None, None)
     session: list[aiohttp.ClientSession] = []
 
     async def forward(request: web.Request) -> web.Response:
@@ -144,15 +144,15 @@ def write_deployment(folder: Path, upstream: str, otlp: str | None) -> None:
     (folder / "policy.yaml").write_text("ladder: [small, large]\nmin_confidence: 0\n", encoding="utf-8")
 
 
-def live_tracer(otlp: str) -> Any:
-    """Make a tracer as its documentation says: batched, over OTLP/HTTP."""
+def live_tracer(otlp: str) -> tuple[Any, Any]:
+    """Make a tracer, and its provider, as the documentation says: batched, over OTLP/HTTP."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{otlp}/v1/traces")))
-    return provider.get_tracer("naive")
+    return provider.get_tracer("naive"), provider
 
 
 def make_live_spans(tracer: Any, spans: list[dict[str, Any]]) -> None:

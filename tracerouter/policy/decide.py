@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tracerouter.types import Decision, Reason, Role, Rung
@@ -58,7 +59,7 @@ def decide(  # noqa: PLR0913 - all that a decision may depend on, and nothing el
             start = ladder[0]
         elif start not in ladder:
             start, reason = ladder[-1], Reason.TIER
-        rungs = _rungs(ladder, start)
+        rungs = _rungs(tuple(ladder), start)
     rules = rule.rules
     if any(policy.risks[risk].cache is not None for risk in classification.risks if risk in policy.risks):
         rules = replace(rules, cache_ttl=None)
@@ -102,7 +103,8 @@ def _start(  # noqa: PLR0911, PLR0913 - a table of rules, the first that holds w
     return _FIRST, Reason.CONFIDENT
 
 
-def _rungs(ladder: Sequence[str], start: str) -> tuple[Rung, ...]:
+@lru_cache(maxsize=1024)
+def _rungs(ladder: tuple[str, ...], start: str) -> tuple[Rung, ...]:
     """Give each rung from `start` on its role: the first tried is cheap or expensive, a later one a fallback."""
     first = ladder.index(start)
     last_first = first == len(ladder) - 1 and len(ladder) > 1

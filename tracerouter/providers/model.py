@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -13,7 +13,7 @@ import orjson
 from tracerouter.errors import ProviderError, ProviderTimeout
 from tracerouter.telemetry import names
 from tracerouter.tokens import count, count_request
-from tracerouter.types import Cost, Source, Usage, content_text
+from tracerouter.types import Call, Cost, Source, Usage, content_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tracerouter.pricing import Price
     from tracerouter.protocols import Provider, Sink
     from tracerouter.telemetry import Note, Timeline
-    from tracerouter.types import Call, Completion, Meter, Use
+    from tracerouter.types import Completion, Meter, Use
 
 _FIRST_WAIT = 0.25
 _LONGEST_WAIT = 8.0
@@ -65,7 +65,8 @@ class Model:
                 note.attributes[names.GEN_AI_INPUT_MESSAGES] = _told(call.body["messages"])
             started_ns = time.perf_counter_ns()
             try:
-                sent = replace(call, headers={**call.headers, "traceparent": note.traceparent})
+                headers = {**call.headers, "traceparent": note.traceparent}
+                sent = Call(call.body, call.deadline, headers, call.handler, call.escalation)
                 completion = await self._tries(sent, meter, note, sink)
             finally:
                 meter.usage, meter.cost = self.bill(meter, call.body)
