@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import orjson
 
 from tracerouter.errors import BadRequest, TooLarge
+from tracerouter.request import checked
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -24,8 +25,6 @@ NANOS = 1_000_000_000
 
 MAX_BODY_BYTES = 1_048_576
 """The largest request body that is taken where nothing else is configured (bytes)."""
-
-_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 
 
 class Role(StrEnum):
@@ -142,16 +141,16 @@ class Task:
             BadRequest: Names the field that is wrong.
             TooLarge: The body is larger than `max_bytes`.
         """
-        checked = _checked_body(body)
+        found = checked(body)
         try:
-            size = len(orjson.dumps(checked))
+            size = len(orjson.dumps(found))
         except TypeError as error:  # orjson names no path, so neither can we
             msg = f"the request can't be written as JSON: {error}"
             raise BadRequest(msg) from None
         if size > max_bytes:
             msg = f"the request has {size} bytes; at most {max_bytes} are taken"
             raise TooLarge(msg, "messages")
-        return cls(checked, **facts)
+        return cls(found, **facts)
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -563,93 +562,3 @@ def content_text(content: object) -> str:
     if isinstance(content, list):
         return "\n".join(part["text"] for part in content if isinstance(part.get("text"), str))
     return ""
-
-
-def _checked_body(body: object) -> dict[str, Any]:
-    if not isinstance(body, dict):
-        msg = f"the request must be a JSON object, not {_kind(body)}"
-        raise BadRequest(msg)
-    _check_messages(body.get("messages"))
-    for name, kind, low, high in _NUMBERS:
-        value = body.get(name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-            what = "a whole number" if kind is int else "a number"
-            limit = f"at least {low}" if high == _ANY else f"from {low} to {high}"
-            msg = f"`{name}` must be {what} {limit}, not {_shown(value)}"
-            raise BadRequest(msg, name)
-    for name, shape in (
-        ("model", str),
-        ("stream", bool),
-        ("tools", list),
-        ("response_format", dict),
-        ("stream_options", dict),
-    ):
-        value = body.get(name)
-        if value is not None and not isinstance(value, shape):
-            msg = f"`{name}` must be {_SHAPES[shape]}, not {_kind(value)}"
-            raise BadRequest(msg, name)
-    _check_response_format(body.get("response_format"))
-    return body
-
-
-def _check_messages(messages: object) -> None:
-    if not isinstance(messages, list) or not messages:
-        found = "an empty list" if messages == [] else _kind(messages)
-        msg = f"`messages` must be a list of at least one message, not {found}"
-        raise BadRequest(msg, "messages")
-    for index, message in enumerate(messages):
-        where = f"messages[{index}]"
-        if not isinstance(message, dict):
-            msg = f"`{where}` must be an object with `role` and `content`, not {_kind(message)}"
-            raise BadRequest(msg, where)
-        role = message.get("role")
-        if not isinstance(role, str) or role not in _ROLES:
-            known = ", ".join(sorted(_ROLES))
-            msg = f"`{where}.role` must be one of {known}, not {_shown(role)}"
-            raise BadRequest(msg, f"{where}.role")
-        content = message.get("content")
-        if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-            continue
-        if isinstance(content, str) or (content is None and role == "assistant"):
-            continue
-        msg = f"`{where}.content` must be a string or a list of parts, not {_kind(content)}"
-        raise BadRequest(msg, f"{where}.content")
-
-
-def _check_response_format(wanted: dict[str, Any] | None) -> None:
-    if wanted is None:
-        return
-    kinds = ("text", "json_object", "json_schema")
-    if wanted.get("type") not in kinds:
-        msg = f"`response_format.type` must be one of {', '.join(kinds)}, not {_shown(wanted.get('type'))}"
-        raise BadRequest(msg, "response_format.type")
-    if wanted["type"] == "json_schema":
-        named = wanted.get("json_schema")
-        if not isinstance(named, dict) or not isinstance(named.get("schema", {}), dict):
-            msg = "`response_format.json_schema` must be an object with `name` and `schema`"
-            raise BadRequest(msg, "response_format.json_schema")
-
-
-_SHOWN = 40
-_ANY = float("inf")
-_NUMBERS: tuple[tuple[str, Any, float, float], ...] = (
-    ("max_tokens", int, 1, _ANY),
-    ("max_completion_tokens", int, 1, _ANY),
-    ("n", int, 1, 128),
-    ("temperature", (int, float), 0, 2),
-    ("top_p", (int, float), 0, 1),
-)
-_SHAPES: dict[type, str] = {str: "a string", bool: "true or false", list: "a list", dict: "an object"}
-
-
-def _kind(value: object) -> str:
-    names = {type(None): "null", int: "a number", float: "a number", **_SHAPES}
-    return names.get(type(value), type(value).__name__)
-
-
-def _shown(value: object) -> str:
-    """Return a short form of a value for an error message; long ones may hold a prompt."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
