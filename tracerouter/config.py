@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+import sys
 from dataclasses import dataclass
 from decimal import Decimal
 from hashlib import blake2b
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
-from pydantic import AfterValidator, AnyHttpUrl, BeforeValidator, Discriminator, Field, SecretStr, Tag
+from pydantic import AnyHttpUrl, BeforeValidator, Discriminator, Field, SecretStr, Tag
 from pydantic_core import PydanticCustomError
 
 from tracerouter import policy as policies
@@ -30,6 +31,7 @@ from tracerouter.quota import SqliteLedger
 from tracerouter.router import Router
 from tracerouter.store import DecisionLog, SqliteStore
 from tracerouter.telemetry import Keep, Telemetry, over_otlp, to_console
+from tracerouter.tokens import count
 from tracerouter.types import MAX_BODY_BYTES, Caller
 from tracerouter.validators import Checks
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from tracerouter.policy import Policy
     from tracerouter.protocols import Classifier
 
+Positive = Annotated[Seconds, Field(gt=0)]
 Usd = Annotated[Decimal, Field(ge=0)]
 
 
@@ -53,7 +56,7 @@ class PriceOf(Written):
 class AnyModel(Written):
     """What every model takes."""
 
-    timeout: Seconds = Field(default=60.0, description="For one try")
+    timeout: Positive = Field(default=30.0, description="For one try")
     retries: Annotated[int, Field(ge=0, le=10)] = Field(default=1, description="After failures that may pass")
     price: PriceOf | None = Field(default=None, description="USD per million tokens")
 
@@ -101,11 +104,12 @@ class SimulatedModel(AnyModel):
     seed: int = 0
 
 
-class HandlerModel(AnyModel):
-    """The wrapped service's own handler."""
+class HandlerModel(Written):
+    """The wrapped service's own handler: asked once, for as long as it takes."""
 
     provider: Literal["handler"]
     model: str = "handler"
+    price: PriceOf | None = Field(default=None, description="USD per million tokens")
 
 
 class CustomModel(AnyModel):
@@ -193,7 +197,7 @@ class TelemetryOf(Written):
 
     otlp: AnyHttpUrl | None = Field(default=None, description="OTLP/HTTP endpoint, such as http://127.0.0.1:4318")
     console: bool = False
-    metric_interval: Annotated[Seconds, AfterValidator(lambda found: found or 60.0)] = 60.0
+    metric_interval: Positive = 60.0
     hash_users: bool = False
     keep: KeepOf = KeepOf()
 
@@ -214,7 +218,7 @@ class Settings(Written):
     store: Annotated[str, BeforeValidator(_store)] = "sqlite:///tracerouter.db"
     keys: KeysOf | None = None
     telemetry: TelemetryOf = TelemetryOf()
-    timeout: Seconds = Field(default=60.0, description="A request's deadline, where the caller names none")
+    timeout: Positive = Field(default=120.0, description="A request's deadline, where the caller names none")
     max_body: Annotated[int, Field(ge=1024)] = Field(default=MAX_BODY_BYTES, description="Bytes")
     policy: Path
 
@@ -280,6 +284,9 @@ def load(path: Path) -> Deployment:
     Raises:
         ConfigError: Names file, line, key, what was found, and the nearest right name.
     """
+    beside = str(path.parent.resolve())
+    if beside not in sys.path:
+        sys.path.append(beside)  # `my.module:name` may lie there, as may the files it names
     return build(read(path, Settings, variables=True), path.parent)
 
 
@@ -295,11 +302,17 @@ def build(settings: Settings, folder: Path = Path()) -> Deployment:
     checks = Checks(policy.validators, policy.schemas)
     session = _Session()
     models = [_model(alias, model, session) for alias, model in settings.models.items()]
-    classifier = CachedClassifier(Chain([_classifier(one, policy, folder) for one in settings.classifier]))
+    classifiers = [_classifier(one, policy, folder) for one in settings.classifier]
     store = SqliteStore(store_path(settings.store, folder))
     ledger = SqliteLedger(store)
     telemetry = _telemetry(settings.telemetry, policy, store)
     telemetry.instruments.tenant_spend.read = ledger.tenant_spend
+
+    async def starting() -> None:
+        for classifier in classifiers:
+            if isinstance(classifier, ExamplesClassifier):
+                await classifier.warm()
+        await asyncio.to_thread(count, "")
 
     async def closing() -> None:
         await session.close()
@@ -313,12 +326,13 @@ def build(settings: Settings, folder: Path = Path()) -> Deployment:
     router = Router(
         models,
         policy,
-        classifier=classifier,
+        classifier=CachedClassifier(Chain(classifiers)),
         checks=checks,
         cache=OutputCache(BoundedMemoryCache()),
         ledger=ledger,
         telemetry=telemetry,
         timeout=settings.timeout,
+        starting=starting,
         closing=closing,
     )
     return Deployment(router, settings, keys)
@@ -349,7 +363,10 @@ class _Session:
 
 def _model(alias: str, found: Any, session: Callable[[], aiohttp.ClientSession]) -> Model:
     price = _price(found.price) if found.price else None
-    told: dict[str, Any] = {"alias": alias, "name": found.model, "timeout": found.timeout, "retries": found.retries}
+    told: dict[str, Any] = {"alias": alias, "name": found.model}
+    if isinstance(found, HandlerModel):
+        return Model(**told, provider=HandlerProvider(), kind="handler", price=price, timeout=None)
+    told |= {"timeout": found.timeout, "retries": found.retries}
     if isinstance(found, OpenAIModel):
         url = urlsplit(str(found.base_url))
         own = url.hostname == "api.openai.com"
@@ -370,8 +387,6 @@ def _model(alias: str, found: Any, session: Callable[[], aiohttp.ClientSession])
         return Model(**told, provider=LocalProvider(threads=found.threads), kind="local", price=price or FREE)
     if isinstance(found, SimulatedModel):
         return Model(**told, provider=_simulated(alias, found), kind="simulated", price=price or FREE)
-    if isinstance(found, HandlerModel):
-        return Model(**told, provider=HandlerProvider(), kind="handler", price=price)
     made = _made(found.provider, f"models.{alias}.provider", found.options)
     return Model(**told, provider=made, kind="custom", price=price)
 
@@ -392,7 +407,7 @@ def _simulated(alias: str, found: SimulatedModel) -> SimulatedProvider:
     return SimulatedProvider(simulated)
 
 
-def stand_in(model: AnyModel) -> SimulatedModel:
+def stand_in(model: ModelOf) -> SimulatedModel:
     """Return a simulated model of the same price, for where a real one can't be had."""
     return SimulatedModel(provider="simulated", model="simulated-small", price=model.price)
 

@@ -58,6 +58,10 @@ def _check_messages(messages: object) -> None:
             known = ", ".join(sorted(_ROLES))
             msg = f"`{where}.role` must be one of {known}, not {_shown(role)}"
             raise BadRequest(msg, f"{where}.role")
+        calls = message.get("tool_calls")
+        if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
+            msg = f"`{where}.tool_calls` must be a list of objects, not {_kind(calls)}"
+            raise BadRequest(msg, f"{where}.tool_calls")
         content = message.get("content")
         if isinstance(content, list) and all(isinstance(part, dict) for part in content):
             continue

@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from tracerouter.cache import output_key, prompt_hash
-from tracerouter.errors import CallerGone, ProviderError, UnknownModel, nearest
+from tracerouter.errors import CallerGone, ProviderError, ProviderTimeout, UnknownModel, nearest
 from tracerouter.policy import decide
 from tracerouter.providers import HandlerProvider, Model, compose
 from tracerouter.telemetry import Telemetry, names
@@ -62,6 +62,7 @@ class Router:
         ledger: Where spend is booked. None: nowhere.
         telemetry: Where traces, metrics and records go. By default nowhere.
         timeout: Seconds from the start of ``route`` to the deadline, where the task names none.
+        starting: Loads what the first request would have to wait for.
         closing: Frees what the rooms hold, when the router is closed.
 
     Raises:
@@ -79,6 +80,7 @@ class Router:
         ledger: Ledger | None = None,
         telemetry: Telemetry | None = None,
         timeout: float = 60.0,
+        starting: Callable[[], Awaitable[None]] | None = None,
         closing: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.models: dict[str, Model] = {model.alias: model for model in models}
@@ -90,12 +92,15 @@ class Router:
         self._cache = cache if policy.caches else None
         self._ledger = ledger
         self._timeout = timeout
+        self._starting = starting
         self._closing = closing
         self._providers = {model.alias: model.kind for model in self.models.values()}
         self._handlers = {alias for alias, model in self.models.items() if isinstance(model.provider, HandlerProvider)}
         if not self._handlers:  # a wrapped endpoint needs no line in the file
             self._handlers.add(HANDLER)
-            self.models[HANDLER] = Model(alias=HANDLER, name=HANDLER, provider=HandlerProvider(), kind=HANDLER)
+            self.models[HANDLER] = Model(
+                alias=HANDLER, name=HANDLER, provider=HandlerProvider(), kind=HANDLER, timeout=None
+            )
 
     async def route(self, task: Task, sink: Sink | None = None) -> Outcome:
         """Answer `task`, as cheaply as policy and validators allow.
@@ -112,13 +117,14 @@ class Router:
             BadRequest: The task itself is wrong: an unknown model, a schema that is no schema.
             CallerGone: The sink raised.
         """
-        pinned, ladder, tap = self._pinned(task), self._ladder(task), _Tap(sink)
+        ladder, tap = self._ladder(task), _Tap(sink)
         deadline = asyncio.get_running_loop().time() + (task.timeout or self._timeout)
         with self._draft(task, ladder) as draft:
+            pinned = self._pinned(task)
             hit = await self._look_up(task, draft)
             if hit.fresh:
                 return await self._answer(Status.CACHED, Reason.CACHE_HIT, hit.completion, tap, draft)
-            classification = await self._classify(task, draft)
+            classification = await self._classify(task, deadline, draft)
             decision = self._decide(task, classification, ladder, pinned, draft)
             validators = self._checks.of(task, decision.rules)
             escalation = None
@@ -126,12 +132,12 @@ class Router:
                 call = self._call(task, decision, rung, escalation, deadline)
                 attempt = await self._attempt(rung, call, validators, tap, draft)
                 if attempt.accepted:
-                    await self._keep(hit, decision, attempt)
+                    await self._keep(hit, decision, attempt, draft)
                     return await self._answer(Status.ANSWERED, draft.reason, attempt.completion, tap, draft)
                 if tap.committed or _past(deadline):
                     break
                 escalation = _escalation(attempt, classification, hit)
-            return draft.end(*_no_answer(decision))
+            return draft.end(*_no_answer(decision, deadline))
 
     async def explain(self, task: Task) -> tuple[Classification, Decision]:
         """Say what would be decided for `task`, without calling a model of the ladder.
@@ -140,12 +146,17 @@ class Router:
             BadRequest: The task itself is wrong.
         """
         pinned = self._pinned(task)
-        found = await self._found(task)
+        found = await self._found(task, asyncio.get_running_loop().time() + self._timeout)
         return found, self._decision(task, found, self._ladder(task), pinned)
 
     def ended_at_handler(self, outcome: Outcome) -> bool:
         """Return whether the wrapped service had the last word."""
         return self._at_handler(outcome.attempts)
+
+    async def start(self) -> None:
+        """Load what the first request would have to wait for; it need not be called."""
+        if self._starting is not None:
+            await self._starting()
 
     async def close(self) -> None:
         """Free what the router was built on, if it came from a file."""
@@ -203,9 +214,9 @@ class Router:
                 stage.attributes[names.CACHE_AGE] = hit.age
         return hit
 
-    async def _classify(self, task: Task, draft: Draft) -> Classification:
+    async def _classify(self, task: Task, deadline: float, draft: Draft) -> Classification:
         with draft.timeline.stage("classify") as stage:
-            draft.classification = found = await self._found(task)
+            draft.classification = found = await self._found(task, deadline)
             told = stage.attributes
             told[names.LABEL] = found.label
             told[names.CONFIDENCE] = found.confidence
@@ -217,8 +228,13 @@ class Router:
                 told[names.RISKS] = sorted(found.risks)
         return found
 
-    async def _found(self, task: Task) -> Classification:
-        found = await self._classifier.classify(task)
+    async def _found(self, task: Task, deadline: float) -> Classification:
+        try:
+            async with asyncio.timeout_at(deadline):
+                found = await self._classifier.classify(task)
+        except TimeoutError:
+            log.warning("a classifier took all of a request's time")
+            found = Classification()
         if task.hint is None:
             return found
         return Classification(task.hint, 1.0, found.risks, "hint")  # a caller knows the task, but can't deny a risk
@@ -254,14 +270,16 @@ class Router:
             if rung.alias in self._handlers:
                 verdict = Verdict()  # the service's own answer is passed on as it is
             else:
-                verdict, completion = await self._validate(validators, completion, draft)
+                verdict, completion = await self._validate(validators, completion, call.deadline, draft)
         except ProviderError as failed:
             error = failed
         except (asyncio.CancelledError, CallerGone):
             cancelled = True
             raise
         finally:
-            attempt = Attempt(rung, meter.usage, meter.cost, stage.latency, completion, verdict, error, cancelled)
+            attempt = Attempt(
+                rung, meter.usage, meter.cost, stage.latency, meter.asked, completion, verdict, error, cancelled
+            )
             draft.attempts.append(attempt)
             booked = self._settle(attempt, draft)
         if booked is not None:
@@ -269,14 +287,18 @@ class Router:
         return attempt
 
     async def _validate(
-        self, validators: Sequence[Validator], completion: Completion, draft: Draft
+        self, validators: Sequence[Validator], completion: Completion, deadline: float, draft: Draft
     ) -> tuple[Verdict, Completion]:
         with draft.timeline.stage("validate") as stage:
-            verdict, completion = await judge(validators, draft.task, completion)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    verdict, completion = await judge(validators, draft.task, completion)
+            except TimeoutError:
+                msg = "the validators took all of the request's time"
+                raise ProviderTimeout(msg) from None
             stage.attributes[names.VALIDATION_STATUS] = verdict.status
             if verdict.failures:
-                told = [f"{failure.detail or failure.code} {failure.path}" for failure in verdict.failures]
-                stage.attributes[names.VALIDATION_FAILURES] = told
+                stage.attributes[names.VALIDATION_FAILURES] = [failure.told for failure in verdict.failures]
         return verdict, completion
 
     def _settle(self, attempt: Attempt, draft: Draft) -> Awaitable[None] | None:
@@ -284,6 +306,7 @@ class Router:
         if self._ledger is None:
             return None
         entry = Entry(
+            draft.id,
             draft.request_id,
             len(draft.attempts),
             draft.started,
@@ -299,10 +322,16 @@ class Router:
             log.exception(_UNBOOKED)
             return None
 
-    async def _keep(self, hit: Hit, decision: Decision, attempt: Attempt) -> None:
-        ttl = decision.rules.cache_ttl
-        if self._cache and hit.key and ttl and attempt.completion and attempt.rung.alias not in self._handlers:
-            await self._cache.keep(hit.key, attempt.completion, ttl)
+    async def _keep(self, hit: Hit, decision: Decision, attempt: Attempt, draft: Draft) -> None:
+        ttl, kept, alias = decision.rules.cache_ttl, attempt.completion, attempt.rung.alias
+        if self._cache is None or hit.key is None or not ttl or kept is None or alias in self._handlers:
+            return
+        if (
+            len(draft.attempts) > 1 and attempt.usage is not None
+        ):  # its prompt held a repair, which the question does not
+            asked = next((one.asked for one in draft.attempts if one.asked), attempt.usage.input)
+            kept = kept.with_usage(attempt.usage._replace(input=asked))
+        await self._cache.keep(hit.key, kept, ttl, alias)
 
     async def _answer(
         self, status: Status, reason: Reason, completion: Completion | None, tap: _Tap, draft: Draft
@@ -378,9 +407,9 @@ def _escalation(attempt: Attempt, classification: Classification, hit: Hit) -> E
     )
 
 
-def _no_answer(decision: Decision) -> tuple[Status, Reason]:
+def _no_answer(decision: Decision, deadline: float) -> tuple[Status, Reason]:
     if decision.rungs:
-        return Status.FAILED, Reason.NO_RUNG_LEFT
+        return Status.FAILED, Reason.TIMEOUT if _past(deadline) else Reason.NO_RUNG_LEFT
     return Status.REFUSED, decision.reason
 
 

@@ -113,8 +113,7 @@ class Task:
     body: Mapping[str, Any]
     caller: Caller = Caller()
     hint: str | None = None
-    """The task's label, where the caller knows it: classification is skipped."""
-    urgency: str = "interactive"
+    """The task's label, where the caller knows it; risks are looked for all the same."""
     freshness: Freshness = Freshness()  # noqa: RUF009 - a tuple does not change
     timeout: float | None = None
     """Seconds from the start of ``route`` to the deadline. None: the router's."""
@@ -225,6 +224,8 @@ class Use:
     """The upstream said itself that it did not serve it (4xx, 5xx): costs nothing."""
     usage: Usage | None = None
     """As reported; None: not reported (yet)."""
+    unknowable: bool = False
+    """Without a report there is nothing to count by."""
     charged_nanos: int | None = None
     """What the upstream itself says that it charged, where it does."""
     received: list[str] = field(default_factory=list)
@@ -237,15 +238,17 @@ class Meter:
     The provider writes it while it works, so that the truth is there however the call ends.
     """
 
-    __slots__ = ("cost", "first_chunk_ns", "usage", "uses")
+    __slots__ = ("asked", "cost", "first_chunk_ns", "usage", "uses")
 
     def __init__(self) -> None:
         self.uses: list[Use] = []
         self.first_chunk_ns: int | None = None
         """``time.perf_counter_ns()`` when the first content arrived."""
-        self.usage = Usage()
-        """Of all that was sent; set when the call has ended, as is `cost`."""
+        self.usage: Usage | None = Usage()
+        """Of all that was sent; None: not known. Set when the call has ended, as are the next two."""
         self.cost = Cost()
+        self.asked = 0
+        """Input tokens of the question, counted once however often it was sent."""
 
     def sent(self) -> None:
         """Note that a request is on its way, and may be billed."""
@@ -263,6 +266,10 @@ class Meter:
     def reported(self, usage: Usage) -> None:
         """Note the usage that the provider reports; a later report replaces an earlier one."""
         self.uses[-1].usage = usage
+
+    def unknowable(self) -> None:
+        """Note that what is not reported can't be counted either, as where a wrapped service does the work."""
+        self.uses[-1].unknowable = True
 
     def charged(self, nanos: int) -> None:
         """Note what the upstream itself says that it charged (nano-dollars)."""
@@ -295,8 +302,9 @@ class Completion:
 
     @property
     def tool_calls(self) -> list[dict[str, Any]]:
-        """The first choice's tool calls."""
-        return self.message.get("tool_calls") or []
+        """The first choice's tool calls; a call by the older ``function_call`` too."""
+        older = self.message.get("function_call")
+        return self.message.get("tool_calls") or ([{"type": "function", "function": older}] if older else [])
 
     @property
     def refusal(self) -> str | None:
@@ -317,6 +325,12 @@ class Completion:
     def id(self) -> str | None:
         """The provider's own id of the answer."""
         return self.body.get("id")
+
+    @property
+    def each(self) -> list[Completion]:
+        """Its choices, each as a completion of its own."""
+        choices = self.body["choices"]
+        return [self] if len(choices) == 1 else [Completion({**self.body, "choices": [one]}) for one in choices]
 
     def with_text(self, text: str) -> Completion:
         """Return a copy whose first choice says `text`."""
@@ -359,6 +373,11 @@ class Failure:
     """JSONPath of the place in the answer; ``$`` is the whole of it."""
     detail: str | None = None
     """A custom validator's own code, or the JSON Schema keyword that failed."""
+
+    @property
+    def told(self) -> str:
+        """How spans and record tell it: the code closest to the cause, and the place."""
+        return f"{self.detail or self.code} {self.path}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -470,9 +489,12 @@ class Attempt:
     """One rung tried. A rejected, failed or cancelled one still costs."""
 
     rung: Rung
-    usage: Usage
+    usage: Usage | None
+    """Of all its tries; None: not known."""
     cost: Cost
     latency: float
+    asked: int = 0
+    """Input tokens of the question, counted once however often it was sent."""
     completion: Completion | None = None
     verdict: Verdict | None = None
     error: ProviderError | None = None
@@ -505,6 +527,8 @@ class Hit(NamedTuple):
     key: str | None = None
     age: float | None = None
     """Seconds since it was kept."""
+    alias: str | None = None
+    """The model that gave the answer."""
 
     @property
     def fresh(self) -> bool:
@@ -516,6 +540,8 @@ class Hit(NamedTuple):
 class Entry:
     """One line of the ledger: what one attempt cost, and whom."""
 
+    id: str
+    """Of the request, drawn by us: a caller may send the same request id twice."""
     request_id: str
     attempt: int
     """From 1, in the order of the attempts."""
@@ -524,7 +550,7 @@ class Entry:
     caller: Caller
     role: Role
     model: str
-    usage: Usage
+    usage: Usage | None
     cost: Cost
 
 
@@ -545,9 +571,10 @@ class Outcome:
     attempts: tuple[Attempt, ...] = ()
 
     @property
-    def cost_nanos(self) -> int:
-        """What the request cost, known attempts only (nano-dollars)."""
-        return sum(attempt.cost.nanos or 0 for attempt in self.attempts)
+    def cost_nanos(self) -> int | None:
+        """What the request cost (nano-dollars); None: a part of it is not known."""
+        nanos = [attempt.cost.nanos for attempt in self.attempts]
+        return None if None in nanos else sum(cost for cost in nanos if cost)
 
 
 def usd(nanos: int) -> str:

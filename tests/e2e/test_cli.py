@@ -159,7 +159,7 @@ async def test_serve_drains_on_sigterm(served: tuple[Served, Upstream, Path]) ->
     code, out, _ = await tracerouter("trace", "--config", str(path), "--last", "cheap")
     assert (code, "chat small-1" in out) == (0, True)
     code, _, err = await tracerouter("trace", "--config", str(path), "--last", "fallback")
-    assert (code, err) == (1, "no request in the decision log has the word 'fallback'\n")
+    assert (code, err.endswith("has the word 'fallback'\n")) == (1, True)
 
 
 async def test_answered_requests_survive_kill_9(served: tuple[Served, Upstream, Path]) -> None:

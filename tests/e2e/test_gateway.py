@@ -194,7 +194,6 @@ async def test_bad_input(http: aiohttp.ClientSession, gateway: Gateway, upstream
     ("header", "value"),
     [
         ("x-tracerouter-task", "no such name!"),
-        ("x-tracerouter-urgency", "now"),
         ("x-tracerouter-cache", "please"),
         ("x-tracerouter-timeout", "-1"),
         ("x-tracerouter-timeout", "nan"),

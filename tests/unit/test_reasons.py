@@ -109,10 +109,10 @@ async def ended() -> Rig:
         )
 
     class Buggy:
-        async def complete(self, *_: Any) -> Any:
+        async def classify(self, _: Task) -> Any:
             raise ZeroDivisionError
 
-    buggy = rig(Buggy())
+    buggy = rig("fine", classifier=Buggy())
     with pytest.raises(ZeroDivisionError):
         await routed(buggy, Task.chat("hello"))
     with_models.rows.rows += buggy.rows.rows

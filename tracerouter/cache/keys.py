@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from tracerouter.types import content_text
-
 if TYPE_CHECKING:
     from tracerouter.types import Task
 
@@ -47,6 +45,7 @@ def prompt_hash(task: Task, secret: bytes) -> str:
 
 
 def said_digest(task: Task) -> bytes:
-    """Return a digest of all that the user said, which is what classifiers look at."""
-    said = [content_text(message.get("content")) for message in task.messages if message["role"] == "user"]
-    return blake2b(orjson.dumps(said or [task.text]), digest_size=16).digest()
+    """Return a digest of who asks and of all messages: what a classifier may look at."""
+    caller = task.caller
+    who = [caller.tenant, caller.team, caller.user, caller.tier]
+    return blake2b(orjson.dumps([who, task.messages]), digest_size=16).digest()

@@ -49,20 +49,20 @@ class OutputCache:
             version, *held = orjson.loads(raw)
             if version != FORMAT:
                 return Hit(layer=self._layer, key=key)
-            kept_at, expires_at, body = held
+            kept_at, expires_at, alias, body = held
         except (ValueError, TypeError):  # not ours, or cut off
             return Hit(layer=self._layer, key=key)
         now = time.time()
         age = max(now - kept_at, 0.0)
         too_old = freshness.max_age is not None and age > freshness.max_age
         status = "stale" if now >= expires_at or too_old else "hit"
-        return Hit(Completion(body), status, self._layer, key, age)
+        return Hit(Completion(body), status, self._layer, key, age, alias)
 
-    async def keep(self, key: str, completion: Completion, ttl: float) -> None:
-        """Keep an answer for `ttl` seconds."""
+    async def keep(self, key: str, completion: Completion, ttl: float, alias: str | None = None) -> None:
+        """Keep an answer for `ttl` seconds; `alias` is the model that gave it."""
         now = time.time()
         try:
-            raw = orjson.dumps([FORMAT, now, now + ttl, completion.body])
+            raw = orjson.dumps([FORMAT, now, now + ttl, alias, completion.body])
             await self._backend.set(key, raw, ttl=ttl + self._stale_for)
         except Exception as error:  # noqa: BLE001 - as above; an answer of a wrapped service's may be no JSON
             self._told(error)

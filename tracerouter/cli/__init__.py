@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module.add(commands)
     asked = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    for noisy in ("urllib3", "opentelemetry.exporter"):  # each retry of a collector that is away, at length
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         code: int = asked.run(asked)
     except TracerouterError as error:

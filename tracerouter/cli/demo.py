@@ -18,7 +18,7 @@ from tracerouter.cli import files
 from tracerouter.cli.waterfall import render
 from tracerouter.errors import ConfigError
 from tracerouter.store import DecisionLog
-from tracerouter.types import NANOS, Status, Task
+from tracerouter.types import NANOS, Status, Task, usd
 
 if TYPE_CHECKING:
     import argparse
@@ -127,18 +127,23 @@ def _summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "routes": dict(Counter(str(outcome.facts["route"]) for outcome in outcomes)),
         "outcomes": dict(Counter(str(outcome.status) for outcome in outcomes)),
         "reasons": dict(Counter(str(outcome.reason) for outcome in outcomes).most_common()),
-        "cost": sum(outcome.cost_nanos for outcome in outcomes) / NANOS,
-        "baseline_cost": sum(round(outcome.facts.get("baseline_cost", 0.0) * NANOS) for outcome in outcomes) / NANOS,
+        "cost": sum(outcome.cost_nanos or 0 for outcome in outcomes) / NANOS,
+        "baseline_cost": sum(round(float(outcome.facts.get("baseline_cost", 0)) * NANOS) for outcome in outcomes)
+        / NANOS,
         "cache_hit_ratio": hits / len(looked_up) if looked_up else 0.0,
         "traces": [outcome.facts["trace_id"] for outcome in outcomes],
     }
 
 
+def _how_telling(outcome: Outcome) -> tuple[int, bool, int]:
+    return len(outcome.attempts), outcome.status is not Status.CACHED, outcome.cost_nanos or 0
+
+
 def _show(console: Console, outcomes: Sequence[Outcome], summary: dict[str, Any]) -> None:
     table = Table("route", "requests", "share", "cost", title=f"{summary['requests']} requests", title_justify="left")
     for route, number in sorted(summary["routes"].items(), key=lambda item: -item[1]):
-        spent = sum(outcome.cost_nanos for outcome in outcomes if outcome.facts["route"] == route) / NANOS
-        table.add_row(route, str(number), f"{number / summary['requests']:.0%}", f"${spent:.6f}")
+        spent = sum(outcome.cost_nanos or 0 for outcome in outcomes if outcome.facts["route"] == route)
+        table.add_row(route, str(number), f"{number / summary['requests']:.0%}", f"${usd(spent)}")
     console.print(table)
     cost, baseline = summary["cost"], summary["baseline_cost"]
     saved = f", {1 - cost / baseline:.0%} less" if 0 < cost < baseline else ""
@@ -146,9 +151,7 @@ def _show(console: Console, outcomes: Sequence[Outcome], summary: dict[str, Any]
         f"cost ${cost:.6f}; always-expensive ${baseline:.6f}{saved}; cache hits {summary['cache_hit_ratio']:.0%}"
     )
     console.print(f"reasons: {', '.join(f'{name} {count}' for name, count in summary['reasons'].items())}\n")
-    telling = max(
-        outcomes, key=lambda outcome: (len(outcome.attempts), outcome.status is not Status.CACHED, outcome.cost_nanos)
-    )
+    telling = max(outcomes, key=_how_telling)
     store = files.demo_store()
     try:
         found = DecisionLog(store).find(str(telling.facts["trace_id"]))

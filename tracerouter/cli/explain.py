@@ -37,7 +37,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run(asked: argparse.Namespace) -> int:
     """Explain one prompt."""
-    built = deployment(asked.config, lambda _: None)
+    built = deployment(asked.config, lambda _: None, asks=False)
     task = Task.chat(asked.prompt, caller=Caller(tenant=asked.tenant, tier=asked.tier), hint=asked.task)
     told = asyncio.run(_explain(built, task))
     if asked.json:
@@ -86,6 +86,6 @@ async def _explain(built: Deployment, task: Task) -> dict[str, Any]:
 
 
 def _most(built: Deployment, alias: str, tokens: int, limit: int | None) -> str | None:
-    """Return the most that one call can cost, in USD: a bound, since the answer's length is one."""
+    """Return the most that one call of the question as it is can cost, in USD; a repair or a retry adds to it."""
     price = built.router.models[alias].price
     return f"${usd(price.cost(Usage(tokens, limit)))}" if price is not None and limit is not None else None

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import BaseModel, ConfigDict
+
 from tracerouter import config
 from tracerouter.errors import ConfigError
 from tracerouter.policy.file import read
@@ -16,6 +18,14 @@ from tracerouter.store import SqliteStore
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
+
+
+class _StoreOnly(BaseModel):
+    """Of ``tracerouter.yaml``, what is needed to read what happened: no key need be in the environment."""
+
+    model_config = ConfigDict(extra="ignore")
+    store: str = "sqlite:///tracerouter.db"
+
 
 HERE = Path("tracerouter.yaml")
 PACKAGED = Path(config.__file__).parent / "defaults"
@@ -31,16 +41,16 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def deployment(path: Path | None, say: Callable[[str], None]) -> config.Deployment:
-    """Build what the file describes; `say` is told what stands in for what.
+def deployment(path: Path | None, say: Callable[[str], None], *, asks: bool = True) -> config.Deployment:
+    """Build what the file describes; `say` is told what stands in for what, and `asks` whether models are asked.
 
     Raises:
         ConfigError: Names file, line, key, what was found, and the nearest right name.
     """
-    return demo(say) if _is_demo(path) else config.load(path or HERE)
+    return demo(say, asks=asks) if _is_demo(path) else config.load(path or HERE)
 
 
-def demo(say: Callable[[str], None]) -> config.Deployment:
+def demo(say: Callable[[str], None], *, asks: bool = True) -> config.Deployment:
     """Build the packaged deployment: its models are real where they can be had, and `say` is told where they can't."""
     paid = bool(os.environ.get("OPENAI_API_KEY"))
     written = read(PACKAGED / ("openai.yaml" if paid else "demo.yaml"), config.Settings, variables=True)
@@ -49,7 +59,8 @@ def demo(say: Callable[[str], None]) -> config.Deployment:
         say("expensive model: simulated (set OPENAI_API_KEY for a real one)")
     try:
         check_installed()
-        weights(say)
+        if asks:
+            weights(say)
     except ConfigError as error:
         say(f"cheap model: simulated, since the local one can't be had: {error}")
         models["small"] = config.stand_in(models["small"])
@@ -66,7 +77,7 @@ def store(path: Path | None) -> SqliteStore:
     if _is_demo(path):
         return demo_store()
     path = path or HERE
-    found = config.store_path(read(path, config.Settings, variables=True).store, path.parent)
+    found = config.store_path(read(path, _StoreOnly).store, path.parent)
     if not isinstance(found, Path) or not found.exists():
         msg = f"there is no decision log at {found}: nothing was routed yet, or `store` is memory:"
         raise ConfigError(msg)

@@ -28,6 +28,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     )
     check.add_argument("file", type=Path)
     check.add_argument("--config", type=Path, metavar="FILE", help="check its aliases against this deployment's models")
+    check.add_argument("--json", action="store_true", help="as JSON")
     check.set_defaults(run=run_check)
     schema = actions.add_parser(
         "schema",
@@ -44,8 +45,12 @@ def run_check(asked: argparse.Namespace) -> int:
     Checks(policy.validators, policy.schemas)
     if asked.config:
         policy.check_aliases(read(asked.config, config.Settings, variables=True).models)
-    aliases = ", ".join(sorted({alias for _, alias in policy.aliases()}))
-    note = "" if asked.config else f" (aliases not checked, give --config for that: {aliases})"
+    aliases = sorted({alias for _, alias in policy.aliases()})
+    if asked.json:
+        told = {"policy": policy.id, "aliases": aliases, "aliases_checked": bool(asked.config)}
+        sys.stdout.write(f"{json.dumps(told)}\n")
+        return 0
+    note = "" if asked.config else f" (aliases not checked, give --config for that: {', '.join(aliases)})"
     sys.stdout.write(f"{asked.file}: policy {policy.id} is good{note}\n")
     return 0
 

@@ -26,7 +26,9 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     add_config(parser)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("id", nargs="?", help="a trace id, or a request id")
-    which.add_argument("--last", metavar="WORD", help="the newest with this route, outcome, reason, task or tenant")
+    which.add_argument(
+        "--last", metavar="WORD", help="the newest with this route, outcome, reason, failure, task, tenant or policy"
+    )
     parser.add_argument("--json", action="store_true", help="the row and its stages as JSON")
     parser.set_defaults(run=run)
 
@@ -41,7 +43,7 @@ def run(asked: argparse.Namespace) -> int:
         kept.close()
     if found is None:
         what = f"the id {asked.id!r}" if asked.id else f"the word {asked.last!r}"
-        sys.stderr.write(f"no request in the decision log has {what}\n")
+        sys.stderr.write(f"no request in the decision log {kept.name} has {what}\n")
         return 1
     row, timeline = found
     sys.stdout.write(f"{json.dumps({'record': row, 'timeline': timeline}) if asked.json else render(row, timeline)}\n")

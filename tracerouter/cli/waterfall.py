@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from tracerouter.telemetry import names
+from tracerouter.types import NANOS, Role, usd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _BAR: Final = 28
 """Columns of the time axis."""
+_RUNGS: Final = frozenset(role.value for role in Role)
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 
 
@@ -26,30 +29,37 @@ def render(row: Mapping[str, Any], timeline: Sequence[Mapping[str, Any]] | None)
         lines += ["", "its trace was not kept; attempts:"]
         lines += [f"  {tried['role']} {tried['model']}: {_attempt(tried)}" for tried in row.get("attempts") or ()]
     else:
-        lines += ["", *_stages(timeline)]
+        lines += ["", *_stages(row, timeline)]
     return "\n".join(lines)
 
 
 def _heading(row: Mapping[str, Any]) -> Iterator[str]:
-    why = f"{row['route']} because {row['reason']}"
+    how = row["outcome"] if row["route"] in {row["outcome"], "failed"} else f"{row['outcome']} by {row['route']}"
+    why = row["reason"]
     if row.get("fallback_from"):
-        why = f"{row['fallback_from']} → {row['fallback_to']} because {row['fallback_reason']}"
-    yield f"{row['outcome']}: {why}"
-    cost = f"{_usd(row['cost'])} ({row['cost_source']})"
-    if "baseline_cost" in row:
+        why += f"; {row['fallback_from']} → {row['fallback_to']}: {row['fallback_reason']}"
+    yield f"{how}: {why}"
+    cost = f"{_usd(row['cost'])} ({row['cost_source']})" if "cost" in row else "unknown"
+    if row.get("baseline_cost"):
         cost += f"; always-expensive {_usd(row['baseline_cost'])}"
     yield f"cost {cost}"
     label = row.get("task") or "not classified"
     if "confidence" in row:
         label += f" {row['confidence']:.2f}, threshold {row.get('threshold', 0):.2f}, by {row.get('classifier')}"
-    yield f"task {label}; tenant {row['tenant']}; policy {row['policy']}"
-    yield f"request {row['request_id']}; trace {row['trace_id']}"
+    who = ", ".join(f"{name} {row[name]}" for name in ("tenant", "team", "user") if name in row)
+    yield f"task {label}; {who}; policy {row['policy']}"
+    when = datetime.fromtimestamp(row["time"], UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    yield f"at {when}; request {row['request_id']}; trace {row['trace_id']}"
 
 
-def _stages(timeline: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _stages(row: Mapping[str, Any], timeline: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     whole = max(float(timeline[0]["duration_ms"]), 0.001)
     drawn = list(_tree(timeline, timeline[0]["span_id"], ""))
-    told = [(f"{branch}{note['name']}", note) for branch, note in [("", timeline[0]), *drawn]]
+    models = iter([tried["model"] for tried in row.get("attempts") or ()])
+    told = []
+    for branch, note in [("", timeline[0]), *drawn]:
+        alias = f" {next(models, '')}" if note["name"] in _RUNGS else ""
+        told.append((f"{branch}{note['name']}{alias}", note))
     width = max(len(name) for name, _ in told)
     for name, note in told:
         bar = _bar(float(note["start_ms"]) / whole, float(note["duration_ms"]) / whole)
@@ -91,7 +101,8 @@ def _detail(note: Mapping[str, Any]) -> str:
             f"{used_in} in, {used_out} out, {_usd(told[names.COST]) if names.COST in told else 'cost unknown'}"
         )
     if names.ERROR_TYPE in told:
-        parts.append(f"ERROR {told[names.ERROR_TYPE]}")
+        said = note.get("status_message")
+        parts.append(f"ERROR {told[names.ERROR_TYPE]}{f' ({said})' if said else ''}")
     parts += [f"{event['name']} at {event['at_ms']:.0f} ms ({event.get(names.ERROR_TYPE)})" for event in note["events"]]
     return "; ".join(parts)
 
@@ -102,4 +113,4 @@ def _attempt(tried: Mapping[str, Any]) -> str:
 
 
 def _usd(amount: float) -> str:
-    return f"${amount:.6f}"
+    return f"${usd(round(amount * NANOS))}"

@@ -46,7 +46,8 @@ def decide(  # noqa: PLR0913 - all that a decision may depend on, and nothing el
     if pinned is not None:
         reason = Reason.NOT_ALLOWED if bound and pinned not in bound else Reason.PINNED
         if reason is Reason.PINNED:
-            rungs = (Rung(pinned, Role.CHEAP),)
+            is_last = len(ladder) > 1 and pinned == ladder[-1]
+            rungs = (Rung(pinned, Role.EXPENSIVE if is_last else Role.CHEAP),)
     elif not ladder:
         reason = Reason.NO_RUNG_LEFT
     else:

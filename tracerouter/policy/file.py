@@ -195,8 +195,11 @@ def _what(problem: dict[str, Any], context: dict[str, Any], found: str) -> str:
     kind, message = problem["type"], str(problem["msg"])
     if kind == "missing":
         return "is missing"
-    if kind in {"unknown_key", "not_a_mapping", "duration", "not_yet", "not_known", "twice"}:
+    if kind in {"unknown_key", "not_a_mapping", "duration", "not_yet", "not_known", "twice", "pattern"}:
         return message.replace(str(context["found"]), found) if "found" in context else message
+    if kind == "literal_error":
+        known = re.findall(r"'([^']*)'", str(context.get("expected", "")))
+        return f"found {found}{nearest(str(problem['input']), known)}; known are {', '.join(known)}"
     return f"found {found}; {message if message[:2].isupper() else message[0].lower() + message[1:]}"
 
 

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import orjson
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from tracerouter.errors import ConfigError, nearest
@@ -26,7 +27,27 @@ if TYPE_CHECKING:
 Probability = Annotated[float, Field(ge=0, le=1)]
 Tokens = Annotated[int, Field(ge=1)]
 Risk = Literal["pii", "legal", "financial", "medical", "security", "user_facing"]
-Ladder = Annotated[list[str], Field(min_length=1)]
+
+
+def _is_pattern(found: str) -> str:
+    try:
+        re.compile(found)
+    except re.error as error:
+        msg = "found {found}, which is no regular expression: {why}"
+        raise PydanticCustomError("pattern", msg, {"found": repr(found), "why": str(error)}) from None
+    return found
+
+
+Pattern = Annotated[str, AfterValidator(_is_pattern)]
+
+
+def _no_rung_twice(ladder: list[str]) -> list[str]:
+    if len(set(ladder)) < len(ladder):
+        raise PydanticCustomError("twice", "found {found}; an alias stands in it twice", {"found": str(ladder)})
+    return ladder
+
+
+Ladder = Annotated[list[str], Field(min_length=1), AfterValidator(_no_rung_twice)]
 
 RISKS: tuple[str, ...] = get_args(Risk)
 
@@ -61,7 +82,7 @@ class TaskPolicy(Written):
 
     min_confidence: Probability | None = None
     start: str | None = Field(default=None, description="The alias to start at, whatever the confidence")
-    match: list[str] = Field(default=[], description="Regular expressions that give a request this label")
+    match: list[Pattern] = Field(default=[], description="Regular expressions that give a request this label")
     max_input_tokens: Tokens | None = Field(default=None, description="Longer requests start at the last rung")
     max_output_tokens: Tokens | None = None
     cache: TaskCacheRule | None = None
@@ -75,7 +96,7 @@ class RiskPolicy(Written):
 
     min_confidence: Probability | None = None
     start: str | None = None
-    match: list[str] = Field(default=[], description="Regular expressions that raise this risk")
+    match: list[Pattern] = Field(default=[], description="Regular expressions that raise this risk")
     cache: Annotated[TaskCache | None, BeforeValidator(_never, json_schema_input_type=Literal["never"])] = None
     review: NotYet = None
 
@@ -110,13 +131,18 @@ class PolicyFile(Written):
     quotas: NotYet = None
     storm: NotYet = None
 
-    @field_validator("ladder")
-    @classmethod
-    def _no_rung_twice(cls, ladder: list[str]) -> list[str]:
-        if len(set(ladder)) < len(ladder):
-            msg = "found {found}; an alias stands in it twice"
-            raise PydanticCustomError("twice", msg, {"found": str(ladder)})
-        return ladder
+    @model_validator(mode="after")
+    def _starts_stand_on_a_ladder(self) -> Self:
+        rungs = {*self.ladder, *(alias for tier in self.tiers.values() for alias in tier.ladder or ())}
+        starts = {f"tasks.{label}": task.start for label, task in self.tasks.items()}
+        starts |= {f"risks.{name}": risk.start for name, risk in self.risks.items()}
+        starts |= {f"tiers.{name}.on_risk": tier.on_risk.start for name, tier in self.tiers.items() if tier.on_risk}
+        for where, start in starts.items():
+            if start is not None and start not in rungs:
+                msg = "{where}.start: {start} stands on no ladder{nearest}"
+                told = {"where": where, "start": repr(start), "nearest": nearest(start, rungs)}
+                raise PydanticCustomError("not_known", msg, told)
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +170,14 @@ class Policy:
     """Who shares a cached answer: ``tenant`` or ``user``."""
     label_patterns: Mapping[str, tuple[str, ...]] = field(repr=False)
     risk_patterns: Mapping[str, tuple[str, ...]] = field(repr=False)
+    source: str
+    """The file it was read from."""
     salt: str = field(repr=False)
     """Digest of all that changes what a model answers; thresholds do not, so a new one keeps the cache."""
 
     @classmethod
-    def of(cls, written: PolicyFile, folder: Path = Path()) -> Policy:
-        """Read in the files that `written` names, relative to `folder`.
+    def of(cls, written: PolicyFile, folder: Path = Path(), source: str = "policy") -> Policy:
+        """Read in the files that `written` names, relative to `folder`; errors name `source`.
 
         Raises:
             ConfigError: A prompt or schema can't be read.
@@ -157,8 +185,10 @@ class Policy:
         default = _rule(written, TaskPolicy(), folder)
         tasks = {label: _rule(written, task, folder) for label, task in written.tasks.items()}
         tiers = dict(written.tiers)
+        usual = replace(default.rules, cache_ttl=None)
+        special = {label: replace(rule.rules, cache_ttl=None) for label, rule in tasks.items()}
         changing = [
-            [default.rules, {label: rule.rules for label, rule in tasks.items()}],
+            [usual, {label: rules for label, rules in special.items() if rules != usual}],
             [written.ladder, {name: tier.ladder for name, tier in tiers.items()}],
         ]
         salt = blake2b(orjson.dumps(changing, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
@@ -173,6 +203,7 @@ class Policy:
             scope=written.cache.scope,
             label_patterns={label: tuple(task.match) for label, task in written.tasks.items() if task.match},
             risk_patterns={str(name): tuple(risk.match) for name, risk in written.risks.items() if risk.match},
+            source=source,
             salt=salt,
         )
 
@@ -230,7 +261,7 @@ class Policy:
         """
         for where, alias in self.aliases():
             if alias not in known:
-                msg = f"policy {self.id}: {where}: no model is called {alias!r}{nearest(alias, known)}"
+                msg = f"{self.source}: {where}: no model is called {alias!r}{nearest(alias, known)}"
                 raise ConfigError(msg)
 
 
@@ -240,7 +271,7 @@ def load(path: Path) -> Policy:
     Raises:
         ConfigError: Names file, line, key, what was found, and the nearest right name.
     """
-    return Policy.of(read(path, PolicyFile), path.parent)
+    return Policy.of(read(path, PolicyFile), path.parent, str(path))
 
 
 def _rule(written: PolicyFile, task: TaskPolicy, folder: Path) -> TaskRule:
@@ -262,8 +293,11 @@ def _rule(written: PolicyFile, task: TaskPolicy, folder: Path) -> TaskRule:
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        msg = f"{path}: can't be read as UTF-8 text ({type(error).__name__})"
+    except OSError as error:
+        msg = f"{path}: can't be read ({error.strerror})"
+        raise ConfigError(msg) from None
+    except UnicodeDecodeError:
+        msg = f"{path}: is not UTF-8"
         raise ConfigError(msg) from None
 
 

@@ -25,6 +25,7 @@ class HandlerProvider:
             msg = "there is no handler behind this request: it did not come in through a wrapped endpoint"
             raise Unreachable(msg)
         meter.sent()
+        meter.unknowable()
         completion = await call.handler(call, meter)
         usage = usage_of(completion.body.get("usage"))
         if usage is not None and meter.uses[-1].usage is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from tracerouter.errors import ProviderError, ProviderTimeout
+from tracerouter.errors import ProviderError, ProviderTimeout, TracerouterError
 from tracerouter.telemetry import names
 from tracerouter.tokens import count, count_request
 from tracerouter.types import Call, Cost, Source, Usage, content_text
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from tracerouter.protocols import Provider, Sink
     from tracerouter.telemetry import Note, Timeline
     from tracerouter.types import Completion, Meter, Use
+
+log = logging.getLogger(__name__)
 
 _FIRST_WAIT = 0.25
 _LONGEST_WAIT = 8.0
@@ -39,8 +42,8 @@ class Model:
     """``gen_ai.provider.name``."""
     price: Price | None = None
     """None: what it costs is not known, and is left out."""
-    timeout: float = 60.0
-    """Seconds for one try."""
+    timeout: float | None = 60.0
+    """Seconds for one try. None: neither this nor the deadline ends it, and what it raises is not ours to translate."""
     retries: int = 0
     """Further tries after a failure that may pass."""
     limit_field: str = "max_tokens"
@@ -81,24 +84,30 @@ class Model:
                 note.attributes[names.GEN_AI_RESPONSE_ID] = completion.id
             if timeline.capture:
                 note.attributes[names.GEN_AI_OUTPUT_MESSAGES] = _told([completion.message])
-        return completion if completion.body.get("usage") else completion.with_usage(meter.usage)
+        if completion.body.get("usage") or meter.usage is None:
+            return completion
+        return completion.with_usage(meter.usage)
 
-    def bill(self, meter: Meter, body: Mapping[str, Any]) -> tuple[Usage, Cost]:
+    def bill(self, meter: Meter, body: Mapping[str, Any]) -> tuple[Usage | None, Cost]:
         """Return the tokens and the cost of all that was sent; each try is rounded once, as an upstream bills it."""
         usage, nanos, source = Usage(), 0, Source.REPORTED
+        known = True
         for use in meter.uses:
             if use.refused:
                 continue
-            used, known = _usage(use, body)
-            usage = usage.plus(used)
+            used, reported = _usage(use, body)
+            known = known and used is not None
+            usage = usage.plus(used or Usage())
+            meter.asked = meter.asked or usage.input
             if use.charged_nanos is not None:
                 nanos += use.charged_nanos
-            elif self.price is None:
+            elif self.price is None or used is None:
                 source = Source.UNKNOWN
             else:
                 nanos += self.price.cost(used)
-                source = source if known else Source.ESTIMATED
-        return usage, Cost(None if source is Source.UNKNOWN else nanos, source)
+                source = source if reported else Source.ESTIMATED
+        cost = Cost(None if source is Source.UNKNOWN else nanos, source)
+        return usage if known else None, cost
 
     async def _tries(self, call: Call, meter: Meter, note: Note, sink: Sink | None) -> Completion:
         tries = 0
@@ -116,6 +125,8 @@ class Model:
             await asyncio.sleep(wait)
 
     async def _try(self, call: Call, meter: Meter, sink: Sink | None) -> Completion:
+        if self.timeout is None:
+            return await self.provider.complete(call, meter, sink)
         until = min(call.deadline, asyncio.get_running_loop().time() + self.timeout)
         try:
             async with asyncio.timeout_at(until):
@@ -123,13 +134,19 @@ class Model:
         except TimeoutError:
             msg = f"model {self.alias!r} gave no answer in time"
             raise ProviderTimeout(msg) from None
+        except TracerouterError:
+            raise
+        except Exception as error:
+            log.exception("the provider of model %s is broken", self.alias)
+            msg = f"the provider of model {self.alias!r} raised {type(error).__name__}"
+            raise ProviderError(msg) from error
 
 
-def _usage(use: Use, body: Mapping[str, Any]) -> tuple[Usage, bool]:
-    """Return a try's usage, and whether it is the provider's own word."""
+def _usage(use: Use, body: Mapping[str, Any]) -> tuple[Usage | None, bool]:
+    """Return a try's usage, and whether it is the provider's own word; None: there is nothing to count by."""
     if use.usage is not None:
         return use.usage, True
-    return Usage(count_request(body), count("".join(use.received))), False
+    return None if use.unknowable else Usage(count_request(body), count("".join(use.received))), False
 
 
 def _wait(tries: int, asked: float | None) -> float:

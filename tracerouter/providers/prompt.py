@@ -29,7 +29,7 @@ def compose(task: Task, rules: Rules, escalation: Escalation | None, *, model: s
     limits = [limit for limit in (task.max_output_tokens, rules.max_output_tokens) if limit is not None]
     if limits:
         body[limit_field] = min(limits)
-    if rules.schema is not None and "response_format" not in body:
+    if rules.schema is not None and body.get("response_format") is None:
         body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": rules.schema}}
     if rules.prompt:
         body["messages"] = [{"role": "system", "content": rules.prompt}, *body["messages"]]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Period = Literal["day", "month"]
 
-_INSERT: Final = "INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT: Final = "INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _SUMS: Final = (
     "coalesce(sum(cost_nanos), 0), coalesce(sum(requests), 0), coalesce(sum(input_tokens + output_tokens), 0)"
 )
@@ -49,8 +49,9 @@ class SqliteLedger:
         """Book one attempt, in the period of its request's start; await the result to know that it is committed."""
         caller = entry.caller
         values = (
-            entry.request_id,
+            entry.id,
             entry.attempt,
+            entry.request_id,
             entry.time,
             self._day(entry.time),
             caller.tenant,
@@ -58,8 +59,8 @@ class SqliteLedger:
             caller.user,
             entry.role,
             entry.model,
-            entry.usage.input,
-            entry.usage.output,
+            entry.usage.input if entry.usage else 0,
+            entry.usage.output if entry.usage else 0,
             entry.cost.nanos,
             entry.cost.source,
         )

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     """A row, and its trace's stages; None where that was not kept."""
 
 _INSERT: Final = "INSERT INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_FAILED_BY: Final = (
+    "EXISTS (SELECT 1 FROM json_each(record, '$.attempts') AS attempt WHERE attempt.value ->> '$.failure' = ?1)"
+)
 _SELECT: Final = "SELECT record, timeline FROM decisions"
 
 
@@ -36,9 +39,12 @@ class DecisionLog:
         return _found(self._store.read(f"{_SELECT} {where}", (identity,)))
 
     def last(self, word: str) -> Found | None:
-        """Return the newest request whose route, outcome, reason, task or tenant is `word`."""
-        where = "WHERE ?1 IN (route, outcome, reason, task, tenant) ORDER BY time DESC LIMIT 1"
-        return _found(self._store.read(f"{_SELECT} {where}", (word,)))
+        """Return the newest request that `word` tells of.
+
+        It may be a route, outcome, reason, task, tenant or policy, or why one of its attempts failed.
+        """
+        where = f"WHERE ?1 IN (route, outcome, reason, task, tenant, record ->> '$.policy') OR {_FAILED_BY}"
+        return _found(self._store.read(f"{_SELECT} {where} ORDER BY time DESC LIMIT 1", (word,)))
 
 
 def _row(row: Mapping[str, Any], timeline: Sequence[Mapping[str, Any]] | None) -> Row:
@@ -46,7 +52,7 @@ def _row(row: Mapping[str, Any], timeline: Sequence[Mapping[str, Any]] | None) -
     told = (
         row.get(name) for name in ("request_id", "time", "trace_id", "tenant", "task", "route", "outcome", "reason")
     )
-    nanos = round(row["cost"] * NANOS)
+    nanos = round(row["cost"] * NANOS) if "cost" in row else None
     return _INSERT, (*told, nanos, timeline is not None, orjson.dumps(dict(row)).decode(), stages)
 
 

@@ -31,10 +31,10 @@ VERSION: Final = 1
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS entries (
-    request_id TEXT NOT NULL, attempt INTEGER NOT NULL, time REAL NOT NULL, day TEXT NOT NULL,
+    id TEXT NOT NULL, attempt INTEGER NOT NULL, request_id TEXT NOT NULL, time REAL NOT NULL, day TEXT NOT NULL,
     tenant TEXT NOT NULL, team TEXT, user TEXT, role TEXT NOT NULL, model TEXT NOT NULL,
     input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, cost_nanos INTEGER, source TEXT NOT NULL,
-    PRIMARY KEY (request_id, attempt)
+    PRIMARY KEY (id, attempt)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS spend (
     day TEXT NOT NULL, tenant TEXT NOT NULL, team TEXT NOT NULL, user TEXT NOT NULL, role TEXT NOT NULL,
@@ -52,7 +52,7 @@ CREATE TRIGGER IF NOT EXISTS spent AFTER INSERT ON entries BEGIN
 END;
 CREATE TABLE IF NOT EXISTS decisions (
     request_id TEXT NOT NULL, time REAL NOT NULL, trace_id TEXT NOT NULL, tenant TEXT NOT NULL, task TEXT,
-    route TEXT NOT NULL, outcome TEXT NOT NULL, reason TEXT NOT NULL, cost_nanos INTEGER NOT NULL,
+    route TEXT NOT NULL, outcome TEXT NOT NULL, reason TEXT NOT NULL, cost_nanos INTEGER,
     kept INTEGER NOT NULL, record TEXT NOT NULL, timeline TEXT
 );
 CREATE INDEX IF NOT EXISTS decisions_by_time ON decisions (time);
@@ -109,10 +109,10 @@ class SqliteStore:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self._name = str(path)
-        self._in_memory = self._name == ":memory:"
+        self.name = str(path)
+        self._in_memory = self.name == ":memory:"
         shared = f"file:tracerouter-{secrets.token_hex(8)}?mode=memory&cache=shared"
-        self._address = shared if self._in_memory else self._name
+        self._address = shared if self._in_memory else self.name
         self._writer = self._open()
         self._writer.execute(f"PRAGMA busy_timeout = {_PATIENCE * 1000:.0f}")
         self._reader = self._open()
@@ -185,6 +185,8 @@ class SqliteStore:
         self._jobs.put(_CLOSE)
         self._thread.join(10)
         self._reader.close()
+        if self.lost or self.dropped:
+            log.error("the store lost %d rows of the ledger and %d of the decision log", self.lost, self.dropped)
 
     def _open(self) -> sqlite3.Connection:
         try:
@@ -196,12 +198,12 @@ class SqliteStore:
             connection.execute("PRAGMA synchronous = NORMAL")
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version > VERSION:
-                msg = f"store: {self._name} was written by a newer tracerouter: upgrade, or use another file"
+                msg = f"store: {self.name} was written by a newer tracerouter: upgrade, or use another file"
                 raise ConfigError(msg)
             connection.executescript(_SCHEMA)
             connection.execute(f"PRAGMA user_version = {VERSION}")
         except sqlite3.Error as error:
-            msg = f"store: {self._name} can't be used as a SQLite file ({error}); give another path, or move it away"
+            msg = f"store: {self.name} can't be used as a SQLite file ({error}); give another path, or move it away"
             raise ConfigError(msg) from None
         return connection
 

@@ -4,6 +4,18 @@ from tracerouter.telemetry import names
 from tracerouter.telemetry.export import Telemetry, over_otlp, to_console
 from tracerouter.telemetry.keep import Keep
 from tracerouter.telemetry.record import Draft, Record
-from tracerouter.telemetry.timeline import Note, Timeline, fresh_id
+from tracerouter.telemetry.timeline import Note, Timeline, current_traceparent, fresh_id
 
-__all__ = ["Draft", "Keep", "Note", "Record", "Telemetry", "Timeline", "fresh_id", "names", "over_otlp", "to_console"]
+__all__ = [
+    "Draft",
+    "Keep",
+    "Note",
+    "Record",
+    "Telemetry",
+    "Timeline",
+    "current_traceparent",
+    "fresh_id",
+    "names",
+    "over_otlp",
+    "to_console",
+]

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import secrets
+import threading
 import uuid
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -37,9 +38,20 @@ if TYPE_CHECKING:
 _TOGETHER = 32
 """Requests that are told together, at most: some milliseconds of the event loop."""
 
+GRACE = 3.0
+"""Seconds that exporters have to send what is left when the process ends."""
+
 CAPTURE_VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 
 log = logging.getLogger(__name__)
+
+
+class Exporter(Protocol):
+    """What all exporters of the SDK have."""
+
+    def shutdown(self) -> None:
+        """End what is under way."""
+        ...
 
 
 class DecisionLog(Protocol):
@@ -62,6 +74,8 @@ class Telemetry:
     """Take the kept traces' spans. A service with a TracerProvider names its own processor here."""
     log_provider: LoggerProvider | None = None
     meter_provider: MeterProvider | None = None
+    exporters: Sequence[Exporter] = ()
+    """Whose retries ``close`` may have to end."""
     instruments: Instruments = field(default_factory=Instruments)
     decisions: DecisionLog | None = None
     tasks: Collection[str] = ()
@@ -107,9 +121,10 @@ class Telemetry:
             capture=self.capture_content,
         )
 
-    def server_ended(self, timeline: Timeline, *, routed: bool, keep: str | None) -> None:
-        """Tell the span of an HTTP request; if it was routed, `keep` says whether its trace is kept."""
-        if keep is not None or (not routed and self.keep.in_share(timeline.trace_id)):
+    def server_ended(self, timeline: Timeline) -> None:
+        """Tell the span of an HTTP request, if the trace of what was routed in it is kept, or if it failed itself."""
+        note = timeline.root
+        if note.keep or note.error_type or (note.keep is None and self.keep.in_share(timeline.trace_id)):
             self._served.append(timeline)
             self._soon()
 
@@ -132,17 +147,28 @@ class Telemetry:
                 log.exception("the span of an HTTP request was lost")
 
     def close(self) -> None:
-        """Flush and stop every exporter; blocks for as long as they take."""
+        """Flush and stop every exporter; blocks while they send, about :data:`GRACE` where they can't."""
         self.flush()
+        abandon = threading.Timer(GRACE, self._abandon)
+        abandon.daemon = True
+        abandon.start()
         for processor in self.span_processors:
             processor.shutdown()
         if self.log_provider is not None:
             self.log_provider.shutdown()
         if self.meter_provider is not None:
             self.meter_provider.shutdown()
+        abandon.cancel()
+
+    def _abandon(self) -> None:
+        """End the exporters' retries: what can't be sent by now is lost."""
+        for exporter in self.exporters:
+            exporter.shutdown()
 
     def _finish(self, record: Record) -> Told:
         told, keep = projections.row(record), self.keep.why(record)
+        if record.timeline.above is not None:
+            record.timeline.above.keep = keep or record.timeline.above.keep or ""
         self._finished.append((record, told, keep))
         self._soon()
         return Told(projections.facts(told), projections.headers(record, told), keep)
@@ -159,6 +185,11 @@ class Telemetry:
             processor.on_end(span)
 
     def _tell(self, record: Record, told: projections.Row, keep: str | None) -> None:
+        if record.error_type is not None:
+            tried = ", ".join(f"{one.model} {one.failure or 'accepted'}" for one in record.attempts)
+            log.warning(
+                "request %s %s: %s (%s)", record.request_id, record.outcome, record.reason, tried or "none tried"
+            )
         projections.measure(record, keep, self.instruments, self.tasks)
         if self._logger is not None:
             self._logger.emit(projections.log_record(record, told))
@@ -219,6 +250,7 @@ def _batched(
     return Telemetry(
         span_processors=[BatchSpanProcessor(to_spans)],
         log_provider=logs,
+        exporters=[to_spans, to_logs, to_metrics],
         meter_provider=meter_provider(to_metrics, instruments, process, scope(), metric_interval),
         **facts,
     )

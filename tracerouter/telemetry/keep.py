@@ -36,7 +36,7 @@ class Keep:
             return "fallback"
         if self.slow is not None and record.latency_ms >= self.slow * 1e3:
             return "slow"
-        if self.dear is not None and record.cost_nanos >= self.dear * NANOS:
+        if self.dear is not None and (record.cost_nanos or 0) >= self.dear * NANOS:
             return "dear"
         return "share" if self.in_share(timeline.trace_id) else None
 

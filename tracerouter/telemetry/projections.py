@@ -84,7 +84,7 @@ FIELDS: Final = (
     Field("prompt_tokens", int, names.TOKENS_INPUT),
     Field("completion_tokens", int, names.TOKENS_OUTPUT),
     Field("cached_tokens", int),
-    Field("cost", float, names.COST, "cost", "cost", read=lambda r: r.cost_nanos / NANOS),
+    Field("cost", float, names.COST, "cost", "cost", read=lambda r: _usd(r.cost_nanos)),
     Field("cost_source", str, names.COST_SOURCE, fact="cost_source"),
     Field("baseline_cost", float, names.COST_BASELINE, fact="baseline_cost", read=lambda r: _usd(r.baseline_nanos)),
     Field("latency_ms", float),
@@ -156,6 +156,8 @@ _FACTS: Final = tuple((f.fact, f.name) for f in FIELDS if f.fact)
 _HEADERS: Final = tuple(
     (f.header if f.header == "x-request-id" else f"x-tracerouter-{f.header}", f.name) for f in FIELDS if f.header
 )
+
+_MONEY: Final = frozenset({"cost", "baseline_cost"})
 
 Row = dict[str, Any]
 """A request's row of the decision log; all that is told flat is taken from it."""
@@ -268,6 +270,7 @@ def timeline_rows(record: Record) -> list[dict[str, Any]]:
             "start_ms": (note.start_ns - root.start_ns) / 1e6,
             "duration_ms": note.latency * 1e3,
             "attributes": _attributes(note),
+            **({"status_message": note.status_message} if note.status_message else {}),
             "events": [
                 {"name": name, "at_ms": (at_ns - root.start_ns) / 1e6, **details}
                 for name, at_ns, details in note.events
@@ -281,13 +284,17 @@ def headers(record: Record, told: Row) -> dict[str, str]:
     """Make the response headers. Money is fixed-point, in USD."""
     made = {header: str(told[name]) for header, name in _HEADERS if name in told}
     made["traceparent"] = record.timeline.root.traceparent
-    made["x-tracerouter-cost"] = usd(record.cost_nanos)
+    if record.cost_nanos is not None:
+        made["x-tracerouter-cost"] = usd(record.cost_nanos)
     return made
 
 
 def facts(told: Row) -> dict[str, Any]:
-    """Make the ``tracerouter`` object that an answer's body carries. Money is in USD."""
-    return _named(_FACTS, told)
+    """Make the ``tracerouter`` object that an answer's body carries. Money is fixed-point, in USD."""
+    made = _named(_FACTS, told)
+    for name in _MONEY & made.keys():
+        made[name] = usd(round(made[name] * NANOS))
+    return made
 
 
 def _named(pairs: tuple[tuple[str, str], ...], told: Row) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class Record:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
-    cost_nanos: int
+    cost_nanos: int | None
     cost_source: str
     baseline_nanos: int | None
     latency_ms: float
@@ -197,6 +197,11 @@ class Draft:
             self.end(Status.FAILED, Reason.INTERNAL)
 
     @property
+    def id(self) -> str:
+        """An id that no caller can choose, and that no other request has."""
+        return f"{self.timeline.trace_id:032x}-{self._note.span_id:016x}"
+
+    @property
     def started(self) -> float:
         """Unix seconds at which the request came in."""
         return self._started
@@ -230,6 +235,8 @@ class Draft:
         waited = sum(chat.latency for chat in chats)
         verdict = next((attempt.verdict for attempt in reversed(attempts) if attempt.verdict), None)
         caller = self.task.caller
+        answered_by = last.rung.alias if last and last.accepted else None
+        served = self.hit.alias if status is Status.CACHED else answered_by
         return Record(
             time=self._started,
             trace_id=f"{self.timeline.trace_id:032x}",
@@ -249,8 +256,8 @@ class Draft:
             policy=self.policy,
             arm=decision.arm if decision else "stable",
             requested_model=self.task.model,
-            served_model=(last.rung.alias if last and last.accepted else None),
-            provider=self._providers.get(last.rung.alias) if last and last.accepted else None,
+            served_model=served,
+            provider=self._providers.get(served) if served else None,
             prompt_hash=self.prompt_hash,
             prompt_tokens=usage.input,
             completion_tokens=usage.output,
@@ -266,7 +273,7 @@ class Draft:
             cache_status=self.hit.status,
             cache_age=self.hit.age,
             validation_status=verdict.status if verdict else None,
-            validation_failures=tuple(f"{f.code} {f.path}" for f in verdict.failures) if verdict else (),
+            validation_failures=tuple(failure.told for failure in verdict.failures) if verdict else (),
             checks=tuple((c.validator, c.status) for a in attempts if a.verdict for c in a.verdict.checks),
             fallback_from=attempts[-2].rung.alias if fell_back else None,
             fallback_to=last.rung.alias if last and fell_back else None,
@@ -282,24 +289,22 @@ class Draft:
         """Return what the same tokens would have cost on the top rung, asked once and straight."""
         if self._baseline is None:
             return None
-        if self.attempts:  # the question as it came, and the answer as it went
-            return self._baseline(self.attempts[-1].usage._replace(input=self.attempts[0].usage.input))
-        if completion is None:
-            return 0
-        told = completion.body.get("usage") or {}
-        return self._baseline(Usage(told.get("prompt_tokens", 0), told.get("completion_tokens", 0)))
+        told = (completion.body.get("usage") if completion else None) or {}
+        last = self.attempts[-1].usage if self.attempts else None
+        asked = next((attempt.asked for attempt in self.attempts if attempt.asked), told.get("prompt_tokens", 0))
+        answered = told.get("completion_tokens", last.output if last else 0)
+        return self._baseline(Usage(asked, answered))
 
 
-def _summed(attempts: list[Attempt]) -> tuple[Usage, int, Source]:
-    usage, nanos, sources = Usage(), 0, set()
+def _summed(attempts: list[Attempt]) -> tuple[Usage, int | None, Source]:
+    """Return usage and cost of all attempts; a sum is known no better than its worst part."""
+    usage = Usage()
     for attempt in attempts:
-        usage = usage.plus(attempt.usage)
-        nanos += attempt.cost.nanos or 0
-        sources.add(attempt.cost.source)
-    for source in (Source.UNKNOWN, Source.ESTIMATED):  # the sum is known no better than its worst part
-        if source in sources:
-            return usage, nanos, source
-    return usage, nanos, Source.REPORTED
+        usage = usage.plus(attempt.usage or Usage())
+    sources = {attempt.cost.source for attempt in attempts}
+    source = next((one for one in (Source.UNKNOWN, Source.ESTIMATED) if one in sources), Source.REPORTED)
+    nanos = None if source is Source.UNKNOWN else sum(attempt.cost.nanos or 0 for attempt in attempts)
+    return usage, nanos, source
 
 
 def _route(status: Status, last: Attempt | None) -> str:
@@ -321,8 +326,8 @@ def _tried(attempt: Attempt) -> Tried:
         model=attempt.rung.alias,
         role=attempt.rung.role.value,
         latency_ms=attempt.latency * 1e3,
-        input_tokens=attempt.usage.input,
-        output_tokens=attempt.usage.output,
+        input_tokens=attempt.usage.input if attempt.usage else 0,
+        output_tokens=attempt.usage.output if attempt.usage else 0,
         cost_nanos=attempt.cost.nanos,
         cost_source=attempt.cost.source.value,
         failure=attempt.reason.value if attempt.reason else None,

@@ -8,6 +8,7 @@ drawn ahead, and each open note stands in OpenTelemetry's current context as a n
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 
     from tracerouter.types import Usage
 
-_draw: Final = random.getrandbits  # ids must differ, in forked processes too, but need not be secret
+_random: Final = random.Random()  # noqa: S311 - ids must differ, and need not be secret
+os.register_at_fork(after_in_child=_random.seed)  # in forked processes too; and a host may seed its own
+_draw: Final = _random.getrandbits
 _propagator: Final = TraceContextTextMapPropagator()
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 
@@ -41,8 +44,18 @@ def fresh_id() -> str:
     return f"{_draw(128):032x}"
 
 
+def current_traceparent() -> str:
+    """Return the W3C header of the innermost open span, be it ours or a host's."""
+    context = trace.get_current_span().get_span_context()
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+
 class NoteSpan(NonRecordingSpan):
     """An open note in OpenTelemetry's current context; a type of its own tells it from a host's spans."""
+
+    def __init__(self, note: Note) -> None:
+        super().__init__(note.span_context)
+        self.note = note
 
 
 class Note:
@@ -62,6 +75,7 @@ class Note:
         "error_type",
         "events",
         "flags",
+        "keep",
         "kind",
         "name",
         "parent_id",
@@ -87,6 +101,8 @@ class Note:
         self.cost_nanos: int | None = 0
         self.error_type: str | None = None
         self.status_message: str | None = None
+        self.keep: str | None = None
+        """Of an HTTP request's note: why the trace of what was routed in it is kept; empty: it is dropped."""
         self.told: dict[str, Any] | None = None
         """All attributes of its span, once they have been projected."""
         self.start_ns = 0
@@ -94,7 +110,7 @@ class Note:
 
     def __enter__(self) -> Self:
         self.start_ns = time.perf_counter_ns() + self._clock_offset
-        span = NoteSpan(self.span_context)
+        span = NoteSpan(self)
         self._token: Token[Context] = otel_context.attach(trace.set_span_in_context(span))
         return self
 
@@ -146,7 +162,7 @@ class Timeline:
         capture: Whether notes may hold prompts and answers.
     """
 
-    __slots__ = ("capture", "clock_offset_ns", "flags", "in_host_span", "notes", "parent", "state", "trace_id")
+    __slots__ = ("above", "capture", "clock_offset_ns", "flags", "in_host_span", "notes", "parent", "state", "trace_id")
 
     def __init__(self, parent: SpanContext | None = None, *, capture: bool = False) -> None:
         self.capture = capture
@@ -156,6 +172,8 @@ class Timeline:
             parent is None and found.is_valid and not found.is_remote and not isinstance(current, NoteSpan)
         )
         """Whether the parent is a span of the host's own tracing, whose sampling is honoured."""
+        self.above: Note | None = current.note if parent is None and isinstance(current, NoteSpan) else None
+        """The note of another timeline that the request came in under: that of its HTTP request."""
         self.parent: SpanContext | None = found if found.is_valid else None
         self.trace_id: int = found.trace_id if found.is_valid else _draw(128) or 1
         self.flags: TraceFlags = found.trace_flags if found.is_valid else _SAMPLED
@@ -204,5 +222,6 @@ def _described(error: BaseException) -> tuple[str, str]:
     if isinstance(error, asyncio.CancelledError):
         return Reason.CANCELLED.value, "the caller went away"
     if isinstance(error, ProviderError):
-        return error.reason, str(error)
+        status = f" {error.status}" if error.status else ""
+        return error.reason, f"{type(error).__name__}{status}"  # its message may quote the upstream, and so a prompt
     return type(error).__name__, ""

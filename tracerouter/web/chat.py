@@ -10,20 +10,18 @@ import orjson
 from aiohttp import web
 
 from tracerouter.errors import BadRequest, CallerGone, TooLarge
-from tracerouter.telemetry import fresh_id
-from tracerouter.types import Freshness, Outcome, Task
+from tracerouter.telemetry import current_traceparent, fresh_id
+from tracerouter.types import Freshness, Task
 from tracerouter.web import errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tracerouter.router import Router
-    from tracerouter.types import Call, Caller, Completion, Meter
+    from tracerouter.types import Call, Caller, Completion, Meter, Outcome
 
 REQUEST_ID = web.RequestKey("tracerouter.request_id", str)
 """What to quote."""
-OUTCOME = web.RequestKey("tracerouter.outcome", Outcome)
-"""The Outcome of the request, once it was routed."""
 
 
 class Service(Protocol):
@@ -76,7 +74,6 @@ async def read_task(
         max_bytes=max_bytes,
         caller=caller,
         hint=_header(request, "x-tracerouter-task", _NAME),
-        urgency=_urgency(request),
         freshness=_freshness(request),
         timeout=_timeout(request),
         request_id=request_id,
@@ -91,7 +88,7 @@ async def answer(
 
     Where a wrapped `service` had the last word, its own response is the answer.
     """
-    stream = _Stream(request, task) if task.body.get("stream") else None
+    stream = _Stream(request, task, router.policy.id) if task.body.get("stream") else None
     try:
         outcome = await router.route(task, stream.send if stream else None)
     except BadRequest as error:
@@ -100,7 +97,6 @@ async def answer(
         if stream is None or stream.response is None:
             raise
         return stream.response
-    request[OUTCOME] = outcome
     if service is not None and service.response is not None and router.ended_at_handler(outcome):
         if not service.response.prepared:
             service.response.headers.update(outcome.headers)
@@ -127,8 +123,9 @@ class _Stream:
     The response starts with the first chunk, so that until then an error can have a status of its own.
     """
 
-    def __init__(self, request: web.Request, task: Task) -> None:
+    def __init__(self, request: web.Request, task: Task, policy: str) -> None:
         self._request = request
+        self._policy = policy
         self._id = task.request_id or ""
         self._with_usage = bool((task.body.get("stream_options") or {}).get("include_usage"))
         self._identity: dict[str, Any] = {}
@@ -168,7 +165,13 @@ class _Stream:
         await self._write({**last, "tracerouter": outcome.facts})
 
     async def _start(self) -> web.StreamResponse:
-        headers = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-request-id": self._id}
+        headers = {
+            "content-type": "text/event-stream",
+            "cache-control": "no-cache",
+            "x-request-id": self._id,
+            "traceparent": current_traceparent(),
+            "x-tracerouter-policy": self._policy,
+        }
         response = web.StreamResponse(headers=headers)
         await response.prepare(self._request)
         return response
@@ -197,14 +200,6 @@ def _header(request: web.Request, name: str, shape: re.Pattern[str]) -> str | No
     if value is not None and not shape.fullmatch(value):
         msg = f"the header `{name}` must be a name of letters, digits and _.:-, at most 64 characters long"
         raise BadRequest(msg, name)
-    return value
-
-
-def _urgency(request: web.Request) -> str:
-    value = request.headers.get("x-tracerouter-urgency", "interactive")
-    if value not in {"interactive", "batch"}:
-        msg = "the header `x-tracerouter-urgency` must be interactive or batch"
-        raise BadRequest(msg, "x-tracerouter-urgency")
     return value
 
 

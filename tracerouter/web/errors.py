@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
@@ -12,6 +13,8 @@ from tracerouter.types import Outcome, Reason, Status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+log = logging.getLogger(__name__)
 
 _BY_STATUS = {
     400: "invalid_request_error",
@@ -67,6 +70,7 @@ def of_outcome(outcome: Outcome) -> Problem:
 
 def response(problem: Problem, request_id: str, headers: Mapping[str, str] | None = None) -> web.Response:
     """Make the error answer; it says which request id to quote."""
+    log.warning("request %s answered %d: %s", request_id, problem.status, problem.code)
     told = dict(headers or {})
     told["x-request-id"] = request_id
     if problem.retry_after is not None:

@@ -45,7 +45,7 @@ def application(router: Router, *, keys: Keys | None, max_body: int) -> web.Appl
     app.router.add_get("/v1/models", gateway.models)
     app.router.add_get("/healthz", gateway.healthz)
     app.router.add_get("/readyz", gateway.readyz)
-    app.on_shutdown.append(gateway.drain)
+    app.on_startup.append(gateway.start)
     app.on_cleanup.append(gateway.close)
     return app
 
@@ -55,7 +55,6 @@ class _Gateway:
         self._router = router
         self._keys = keys
         self._max_body = max_body
-        self._draining = False
 
     @web.middleware
     async def around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -102,14 +101,12 @@ class _Gateway:
         return web.json_response({"status": "ok"})
 
     async def readyz(self, _: web.Request) -> web.Response:
-        """``GET /readyz``: it takes requests; 503 while it shuts down."""
-        if self._draining:
-            return web.json_response({"status": "draining"}, status=503)
+        """``GET /readyz``: it takes requests. While it shuts down it takes no connections any more."""
         return web.json_response({"status": "ready", "policy": self._router.policy.id})
 
-    async def drain(self, _: web.Application) -> None:
-        """Say that no more requests should come; those under way go on."""
-        self._draining = True
+    async def start(self, _: web.Application) -> None:
+        """Load what the first request would have to wait for."""
+        await self._router.start()
 
     async def close(self, _: web.Application) -> None:
         """Flush spans and free everything, after the last request."""

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from tracerouter.telemetry import Timeline, names
-from tracerouter.web.chat import OUTCOME
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -35,9 +34,12 @@ async def served(request: web.Request, telemetry: Telemetry, request_id: str) ->
             told[names.URL_PATH] = request.path
             told[names.URL_SCHEME] = request.scheme
             told[names.REQUEST_ID] = request_id
+            if request.url.host:
+                told[names.SERVER_ADDRESS] = request.url.host
+            if request.url.port:
+                told[names.SERVER_PORT] = request.url.port
             if route:
                 told[names.HTTP_ROUTE] = route
             yield note
     finally:
-        outcome = request.get(OUTCOME)
-        telemetry.server_ended(timeline, routed=outcome is not None, keep=outcome.keep if outcome else None)
+        telemetry.server_ended(timeline)

@@ -58,11 +58,12 @@ def setup(app: web.Application, router: Router, *, wrap: Iterable[str] = (), ide
     paths = frozenset(wrap)
     app.middlewares.append(middleware(router, wrap=paths, identify=identify))
 
-    async def check_paths(app: web.Application) -> None:
+    async def start(app: web.Application) -> None:
         known = {resource.canonical for resource in app.router.resources()}
         for path in paths - known:
             msg = f"wrap: the application has no route {path!r}; it has {', '.join(sorted(known))}"
             raise ConfigError(msg)
+        await router.start()
 
     async def name_request(request: web.Request, response: web.StreamResponse) -> None:
         if REQUEST_ID in request:  # also where the handler streams by itself
@@ -71,7 +72,7 @@ def setup(app: web.Application, router: Router, *, wrap: Iterable[str] = (), ide
     async def close(_: web.Application) -> None:
         await router.close()
 
-    app.on_startup.append(check_paths)
+    app.on_startup.append(start)
     app.on_response_prepare.append(name_request)
     app.on_cleanup.append(close)
 
@@ -91,6 +92,8 @@ def middleware(router: Router, *, wrap: Iterable[str] = (), identify: Identify |
             response = await _routed(request, handler, router, identify, request_id)
             if note is not None:
                 note.answered(response.status)
+        if isinstance(response, web.HTTPException):
+            raise response  # aiohttp wants its own exceptions raised, as the handler did
         return response
 
     return around
@@ -105,12 +108,9 @@ async def _routed(
         task = await chat.read_task(
             request, caller, max_bytes=request.client_max_size, request_id=request_id, handler=service
         )
-    except BadRequest:
-        return await handler(request)  # what we can't read, the service may: wrapping takes nothing away
-    response = await chat.answer(request, router, task, service)
-    if isinstance(response, web.HTTPException):
-        raise response  # aiohttp wants its own exceptions raised, as the handler did
-    return response
+    except BadRequest:  # what we can't read, the service may: wrapping takes nothing away
+        return await service.respond()
+    return await chat.answer(request, router, task, service)
 
 
 async def _caller(request: web.Request, identify: Identify | None) -> Caller:
@@ -128,8 +128,15 @@ class _Service:
         self._handler = handler
         self.response: web.StreamResponse | None = None
 
+    async def respond(self) -> web.StreamResponse:
+        """Run the handler; an answer that it raises is an answer."""
+        try:
+            return await self._handler(self._request)
+        except web.HTTPException as answer:
+            return answer
+
     async def __call__(self, call: Call, meter: Meter) -> Completion:
-        """Run the handler.
+        """Run the handler as a rung.
 
         Raises:
             RequestRejected: It answered 4xx.
@@ -137,23 +144,20 @@ class _Service:
         """
         if call.escalation is not None:
             self._request[ESCALATION] = call.escalation
-        try:
-            self.response = await self._handler(self._request)
-        except web.HTTPException as answer:
-            self.response = answer
+        self.response = await self.respond()
         spent = self._request.get(USAGE)
         if spent is not None:
             meter.reported(spent.usage)
             if spent.cost_usd is not None:
                 meter.charged(int(spent.cost_usd * NANOS))
-        status = self.response.status
+        response, status = self.response, self.response.status
         if status >= 400:  # noqa: PLR2004 - HTTP's own number
             if spent is None:
                 meter.refused()
             failed = ServerFailed if status >= 500 else RequestRejected  # noqa: PLR2004
             msg = f"the wrapped handler answered {status}"
             raise failed(msg, status=status)
-        return _completion(self.response)
+        return _completion(response)
 
 
 def _completion(response: web.StreamResponse) -> Completion:

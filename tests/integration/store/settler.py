@@ -19,6 +19,7 @@ AT_ONCE = 8
 def entry(request_id: str, number: int) -> Entry:
     """Return an entry whose cost is told by its number; every fifth is of unknown cost."""
     return Entry(
+        id=request_id,
         request_id=request_id,
         attempt=1,
         time=AT,

@@ -120,7 +120,7 @@ async def test_spans_arrive_with_their_parents(collector: Collector) -> None:
     assert {span.trace_id.hex() for span in spans} == {outcome.facts["trace_id"]}
     assert all(0 < span.start_time_unix_nano <= span.end_time_unix_nano for span in spans)
     route = next(span for span in spans if span.name.startswith("route"))
-    assert attributes(route)["tracerouter.cost.amount"] == outcome.facts["cost"]
+    assert attributes(route)["tracerouter.cost.amount"] == float(outcome.facts["cost"])
     assert attributes(route)["tracerouter.fallback.reason"] == "refusal"
     for request in collector.traces:
         (resource,) = request.resource_spans
@@ -136,7 +136,7 @@ async def test_close_sends_metrics_and_log_records(collector: Collector) -> None
     metrics = {m.name: m for m in scoped(collector.metrics, "resource_metrics", "scope_metrics", "metrics")}
     assert {"tracerouter.requests", "tracerouter.cost", "tracerouter.request.duration"} <= set(metrics)
     assert sum(point.as_double for point in metrics["tracerouter.cost"].sum.data_points) == pytest.approx(
-        outcome.facts["cost"], abs=1e-12
+        float(outcome.facts["cost"]), abs=1e-12
     )
     (exemplar,) = metrics["tracerouter.request.duration"].histogram.data_points[0].exemplars
     assert exemplar.trace_id.hex() == outcome.facts["trace_id"]

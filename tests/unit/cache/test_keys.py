@@ -99,8 +99,8 @@ def test_what_does_not_change_the_answer_does_not_change_the_key(body: dict[str,
 
 
 def test_how_a_request_is_to_be_served_is_not_in_the_key() -> None:
-    """Urgency, timeout, id and ``max-age`` leave the key as it is."""
-    facts: dict[str, Any] = {"urgency": "batch", "timeout": 3.0, "request_id": "r", "freshness": Freshness(max_age=1)}
+    """Timeout, id and ``max-age`` leave the key as it is."""
+    facts: dict[str, Any] = {"timeout": 3.0, "request_id": "r", "freshness": Freshness(max_age=1)}
     assert key_of(BODY, **facts) == key_of(BODY)
 
 

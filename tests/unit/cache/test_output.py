@@ -174,10 +174,12 @@ async def test_a_classification_is_remembered() -> None:
     inner = Counting()
     classifier = CachedClassifier(inner)
     first = await classifier.classify(Task.chat("Translate this"))
-    again = await classifier.classify(Task.chat("Translate this", caller=Caller("other")))
+    again = await classifier.classify(Task.chat("Translate this"))
     assert (first.cached, again.cached) == (False, True)
     assert (again.label, again.confidence, again.risks) == (first.label, first.confidence, first.risks)
     assert inner.asked == ["Translate this"]
+    other = await classifier.classify(Task.chat("Translate this", caller=Caller("other")))
+    assert not other.cached  # a classifier may look at who asks
 
 
 async def test_a_classification_expires(clock: Clock) -> None:

@@ -71,7 +71,7 @@ ONLY_SMALL = [("small", Role.CHEAP)]
         (decided(confidence=0.1, tier="free"), Reason.TIER, ONLY_SMALL),
         (decided("reasoning", 0.99, tier="free"), Reason.TIER, ONLY_SMALL),
         (decided(tier="unheard of"), Reason.CONFIDENT, CHEAP_FIRST),
-        (decided(pinned="large"), Reason.PINNED, [("large", Role.CHEAP)]),
+        (decided(pinned="large"), Reason.PINNED, [("large", Role.EXPENSIVE)]),
         (decided(pinned="large", tier="free"), Reason.NOT_ALLOWED, []),
         (decided(ladder=()), Reason.NO_RUNG_LEFT, []),
     ],

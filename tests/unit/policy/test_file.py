@@ -91,9 +91,26 @@ def test_prompts_and_schemas_are_read_beside_the_policy(tmp_path: Path) -> None:
 
 def test_an_unknown_alias_is_named_with_its_place() -> None:
     """An alias that no model has is an error that names where it stands and the nearest one."""
-    policy = Policy.of(PolicyFile.model_validate({"ladder": ["small"], "tasks": {"x": {"start": "lagre"}}}))
-    with pytest.raises(ConfigError, match=r"tasks\.x\.start: no model is called 'lagre' \(did you mean 'large'\?\)"):
+    policy = Policy.of(PolicyFile.model_validate({"ladder": ["small", "lagre"]}), source="policy.yaml")
+    with pytest.raises(ConfigError, match=r"policy\.yaml: ladder: no model is called 'lagre' \(did you mean 'large'"):
         policy.check_aliases({"small", "large"})
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("tasks: {x: {start: smal}}", "tasks.x.start: 'smal' stands on no ladder (did you mean 'small'?)"),
+        (
+            "tiers: {t: {ladder: [small, small]}}",
+            "tiers.t.ladder: found ['small', 'small']; an alias stands in it twice",
+        ),
+        ("tasks: {x: {match: ['(open']}}", "tasks.x.match.0: found '(open', which is no regular expression"),
+        ("risks: {legl: {}}", "risks.legl: found 'legl' (did you mean 'legal'?)"),
+    ],
+)
+def test_what_a_policy_names_must_be_there(tmp_path: Path, more: str, said: str) -> None:
+    """Starts, ladders, patterns and risks are checked with the file, not when the first request comes."""
+    assert said in error_of(tmp_path, f"ladder: [small]\n{more}")
 
 
 def test_a_threshold_keeps_the_cache_and_a_prompt_empties_it(tmp_path: Path) -> None:

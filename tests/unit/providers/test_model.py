@@ -194,7 +194,10 @@ async def test_only_what_may_pass_is_tried_again(slept: Slept, error: ProviderEr
     result, note, _ = await asked(provider, retries=2)
     assert result is error
     assert len(provider.calls) == tries
-    assert (note.error_type, note.status_message) == (error.reason, str(error))
+    assert (note.error_type, note.status_message) == (
+        error.reason,
+        type(error).__name__,
+    )  # its words may quote a prompt
 
 
 async def test_no_retry_after_a_chunk_went_out(slept: Slept) -> None:

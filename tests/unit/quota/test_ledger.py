@@ -30,7 +30,7 @@ def store() -> Iterator[SqliteStore]:
 def entry(request_id: str, nanos: int | None = 100, *, at: float = NOON, attempt: int = 1, **facts: Any) -> Entry:
     role = facts.pop("role", Role.CHEAP)
     cost = Cost(nanos, Source.UNKNOWN if nanos is None else Source.REPORTED)
-    return Entry(request_id, attempt, at, Caller(**facts), role, "small", Usage(10, 5, 3, 2), cost)
+    return Entry(request_id, request_id, attempt, at, Caller(**facts), role, "small", Usage(10, 5, 3, 2), cost)
 
 
 async def booked(store: SqliteStore, *entries: Entry, zone: str = "UTC") -> SqliteLedger:
@@ -57,7 +57,7 @@ async def test_an_entry_keeps_what_it_was_told(store: SqliteStore) -> None:
     """The row of an entry holds all of it."""
     await booked(store, entry("r", 100, tenant="acme", team="ops", user="ada", role=Role.EXPENSIVE))
     assert store.read("SELECT * FROM entries") == [
-        ("r", 1, NOON, "2026-03-15", "acme", "ops", "ada", "expensive", "small", 10, 5, 100, "reported")
+        ("r", 1, "r", NOON, "2026-03-15", "acme", "ops", "ada", "expensive", "small", 10, 5, 100, "reported")
     ]
 
 

@@ -16,7 +16,7 @@ from tests.unit.test_router import Rows, order, rig
 from tracerouter.cache import BoundedMemoryCache, OutputCache
 from tracerouter.telemetry import Telemetry, names, projections
 from tracerouter.telemetry.metrics import Instruments
-from tracerouter.types import NANOS, Caller, Outcome, Task
+from tracerouter.types import NANOS, Caller, Outcome, Task, usd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -129,7 +129,9 @@ async def test_all_places_tell_the_same() -> None:
         if field.span:
             assert route[field.span] == row[field.name]
         if field.fact:
-            assert outcome.facts[field.fact] == row[field.name]
+            money = field.name in {"cost", "baseline_cost"}
+            told_as = usd(round(row[field.name] * NANOS)) if money else row[field.name]
+            assert outcome.facts[field.fact] == told_as
         if field.header and field.header not in ("x-request-id", "cost"):
             assert outcome.headers[f"x-tracerouter-{field.header}"] == str(row[field.name])
         compared += 1
@@ -244,7 +246,7 @@ async def test_requests_that_ended_are_told_together() -> None:
     with_models = rig("fine", telemetry=told.telemetry)
     for number in range(31):
         outcome = await with_models.router.route(Task.chat(f"hello {number}"))
-        assert outcome.facts["cost"] > 0
+        assert float(outcome.facts["cost"]) > 0
     assert not told.rows
     await with_models.router.route(Task.chat("hello 31"))
     assert len(told.rows) == 32
