@@ -12,7 +12,7 @@ import pytest
 
 from tests.gateway import CHAT, Gateway, nanos, openai_models, write
 from tests.upstream import Upstream
-from tracerouter.telemetry import names
+from tracerouter.telemetry import Keep, names
 from tracerouter.telemetry.projections import SPAN_ATTRIBUTES
 
 if TYPE_CHECKING:
@@ -325,3 +325,78 @@ async def test_an_unknown_path_is_a_json_404(http: aiohttp.ClientSession, gatewa
         async with http.request(method, url) as response:
             assert response.status == status
             assert "error" in await response.json()
+
+
+async def test_a_repeated_request_id_is_charged_each_time(
+    http: aiohttp.ClientSession, gateway: Gateway, upstream: Upstream
+) -> None:
+    """Whoever sends the same request id twice pays twice."""
+    told = [
+        nanos((await post(http, gateway, asking(f"{n} [[ok]]"), x_request_id="same"))[1]["x-tracerouter-cost"])
+        for n in range(3)
+    ]
+    assert gateway.query("SELECT count(*), sum(cost_nanos) FROM entries WHERE request_id = 'same'") == [(3, sum(told))]
+
+
+async def test_a_cached_answer_names_its_model(http: aiohttp.ClientSession, gateway: Gateway) -> None:
+    """An answer from the cache says which alias gave it, and costs nothing; so does its record."""
+    for _ in range(2):
+        _, headers, _ = await post(http, gateway, asking("again [[ok]]"))
+    assert (headers["x-tracerouter-route"], headers["x-tracerouter-model"]) == ("cached", "small")
+    assert nanos(headers["x-tracerouter-cost"]) == 0
+
+
+async def test_error_traces_are_whole_when_nothing_else_is_kept(
+    http: aiohttp.ClientSession, gateway: Gateway, upstream: Upstream
+) -> None:
+    """At share 0 a failed, a wrong and a cancelled request keep the span of the HTTP request too; others keep none."""
+    gateway.router.telemetry.keep = Keep(share=0)
+    wrong = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "objec"}}}
+    await post(http, gateway, asking("fine [[ok]]"))
+    assert gateway.seen.spans == []
+    await post(http, gateway, asking("a [[500]]"))
+    await post(http, gateway, asking("a", response_format=wrong))
+    leaving = asyncio.create_task(post(http, gateway, asking("a [[hang]]")))
+    await upstream.received(4)
+    leaving.cancel()
+    async with asyncio.timeout(5):
+        while sum(span.kind.name == "SERVER" for span in gateway.seen.spans) < 3:
+            await asyncio.sleep(0.01)
+    for spans in gateway.spans_by_request().values():
+        ids = {span.context.span_id for span in spans if span.context}
+        assert all(span.parent is None or span.parent.span_id in ids for span in spans)
+
+
+async def test_an_upstreams_words_reach_the_caller_but_no_span(http: aiohttp.ClientSession, gateway: Gateway) -> None:
+    """What a provider says of a request may quote the prompt: the caller reads it, spans and records do not."""
+    status, _, told = await post(http, gateway, asking("x [[400 Bad content: MY-SECRET-PROMPT]]"))
+    assert status == 400
+    assert "MY-SECRET-PROMPT" in told["error"]["message"]
+    spans = "".join(span.to_json() for span in gateway.seen.spans)
+    assert "MY-SECRET-PROMPT" not in spans + json.dumps(gateway.records())
+
+
+async def test_the_baseline_counts_the_question_once(
+    http: aiohttp.ClientSession, gateway: Gateway, tmp_path: Path, upstream: Upstream
+) -> None:
+    """However often a question was sent, the baseline is one straight answer's price on the top rung."""
+    baselines = {}
+    for step in ("ok", "small-1=429, large-1=ok", "small-1=hang, large-1=ok", "small-1=empty, large-1=ok"):
+        text = f"same length of words [[{step}]]"
+        _, _, told = await post(http, gateway, asking(text))
+        sent = (
+            upstream.charges[-1]
+            if step == "ok"
+            else next(c for c in reversed(upstream.charges) if c.model == "small-1")
+        )
+        price = 2.5e-6 * sent.input + 10e-6 * told["usage"]["completion_tokens"]
+        baselines[step] = (float(told["tracerouter"]["baseline_cost"]), pytest.approx(price))
+    assert all(told == wanted for told, wanted in baselines.values()), baselines
+
+
+@pytest.mark.parametrize("calls", [5, [1], ["x"]])
+async def test_tool_calls_of_the_wrong_shape(http: aiohttp.ClientSession, gateway: Gateway, calls: Any) -> None:
+    """``tool_calls`` that are no list of objects are a 400 that names them."""
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": calls}]
+    status, _, told = await post(http, gateway, {"messages": messages})
+    assert (status, told["error"]["param"]) == (400, "messages[1].tool_calls")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ class Service:
         self.calls = 0
         self.escalations: list[Any] = []
         self.spent: Spent | None = None
+        self.pause = 0.0
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         self.calls += 1
@@ -51,6 +53,9 @@ class Service:
         body = await request.json()
         if body["messages"][-1]["content"] == "conflict":
             raise web.HTTPConflict
+        if body["messages"][-1]["content"] == "unavailable":
+            return web.Response(status=503)
+        await asyncio.sleep(self.pause)
         if body.get("stream"):
             response = web.StreamResponse(headers={"content-type": "text/event-stream"})
             await response.prepare(request)
@@ -244,3 +249,34 @@ async def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no route '/v1/chat'"):
         await TestServer(app).start_server()
     await router.close()
+
+
+async def test_a_handler_takes_as_long_as_it_takes(wrapped: Callable[..., Any]) -> None:
+    """The deadline ends no handler: what the service would have answered late, it answers late."""
+    served = await wrapped()
+    served.service.pause = 0.3
+    body = {"model": "x", "messages": [{"role": "user", "content": "hello [[500]]"}]}
+    async with aiohttp.ClientSession() as session:
+        headers = {"x-tracerouter-timeout": "0.1"}
+        async with session.post(f"{served.url}/v1/chat/completions", json=body, headers=headers) as response:
+            assert (response.status, await response.json()) == (200, SERVICE_ANSWER)
+
+
+async def test_a_handler_is_called_once(wrapped: Callable[..., Any]) -> None:
+    """What the service answers is its answer, a 5xx too: it is not asked again, whatever the file says."""
+    served = await wrapped({"service": {"provider": "handler"}})
+    served.upstream.default["small-1"] = "500"
+    status, _, _ = await served.ask("unavailable")
+    assert (status, served.service.calls) == (503, 1)
+    server = next(span for span in served.seen.spans if span.kind.name == "SERVER")
+    assert server.attributes["http.response.status_code"] == 503
+
+
+async def test_a_client_error_is_no_error_of_the_server_span(wrapped: Callable[..., Any]) -> None:
+    """A 4xx that the handler raises leaves the server span without error, with its status (HTTP conventions)."""
+    served = await wrapped()
+    served.upstream.default["small-1"] = "500"
+    await served.ask("conflict")
+    server = next(span for span in served.seen.spans if span.kind.name == "SERVER")
+    assert server.attributes["http.response.status_code"] == 409
+    assert server.status.is_unset

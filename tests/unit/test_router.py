@@ -23,6 +23,7 @@ from tracerouter.telemetry import Telemetry, Timeline, names
 from tracerouter.types import (
     NANOS,
     Caller,
+    Classification,
     Completion,
     Entry,
     Freshness,
@@ -34,7 +35,7 @@ from tracerouter.types import (
     Usage,
     usd,
 )
-from tracerouter.validators import Checks
+from tracerouter.validators import Checks, Custom
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -608,3 +609,43 @@ async def test_concurrent_requests_do_not_mix() -> None:
     assert {tuple(found) for found in spans.values()} == {
         ("validate", "chat small-1", "cheap", "classify", "route default@1")
     }
+
+
+async def test_a_validator_has_no_more_time_than_the_request() -> None:
+    """A validator that takes the request's time fails the attempt: the deadline holds outside the model call too."""
+
+    async def slow(_: Task, __: Completion) -> None:
+        await asyncio.Event().wait()
+
+    checks = Checks(())
+    checks._known["slow"] = Custom("slow", slow)
+    outcome = await rig("fine", checks=checks, policy={"validate": ["slow"]}).router.route(
+        Task.chat("hello", timeout=0.05)
+    )
+    assert (outcome.status, outcome.reason) == (Status.FAILED, Reason.TIMEOUT)
+    assert outcome.attempts[0].reason is Reason.TIMEOUT
+
+
+async def test_a_classifier_has_no_more_time_than_the_request() -> None:
+    """A classifier that hangs abstains when the time is over."""
+
+    class Hanging:
+        async def classify(self, _: Task) -> Classification:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    outcome = await rig("fine", classifier=Hanging()).router.route(Task.chat("hello", timeout=0.05))
+    assert outcome.status is Status.FAILED
+
+
+async def test_a_broken_provider_is_a_failed_rung(caplog: pytest.LogCaptureFixture) -> None:
+    """A provider of an owner's own that raises anything fails its rung, not the request."""
+
+    class Broken:
+        async def complete(self, *_: object) -> Completion:
+            msg = "secret words"
+            raise KeyError(msg)
+
+    outcome = await rig(Broken()).router.route(Task.chat("hello"))
+    assert (outcome.status, outcome.reason) == (Status.ANSWERED, Reason.PROVIDER_ERROR)
+    assert "the provider of model small is broken" in caplog.text
