@@ -29,7 +29,7 @@ from tracerouter.types import (
     Task,
     Verdict,
 )
-from tracerouter.validators import judge
+from tracerouter.validators import Custom, judge
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -294,12 +294,10 @@ class Router:
         self, validators: Sequence[Validator], completion: Completion, deadline: float, draft: Draft
     ) -> tuple[Verdict, Completion]:
         with draft.timeline.stage("validate") as stage:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    verdict, completion = await judge(validators, draft.task, completion)
-            except TimeoutError:
-                msg = "the validators took all of the request's time"
-                raise ProviderTimeout(msg) from None
+            if any(isinstance(one, Custom) for one in validators):  # the built-in ones wait for nothing
+                verdict, completion = await _in_time(deadline, judge(validators, draft.task, completion))
+            else:
+                verdict, completion = await judge(validators, draft.task, completion)
             stage.attributes[names.VALIDATION_STATUS] = verdict.status
             if verdict.failures:
                 stage.attributes[names.VALIDATION_FAILURES] = [failure.told for failure in verdict.failures]
@@ -415,6 +413,15 @@ def _no_answer(decision: Decision, deadline: float) -> tuple[Status, Reason]:
     if decision.rungs:
         return Status.FAILED, Reason.TIMEOUT if _past(deadline) else Reason.NO_RUNG_LEFT
     return Status.REFUSED, decision.reason
+
+
+async def _in_time(deadline: float, judged: Awaitable[tuple[Verdict, Completion]]) -> tuple[Verdict, Completion]:
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await judged
+    except TimeoutError:
+        msg = "the validators took all of the request's time"
+        raise ProviderTimeout(msg) from None
 
 
 def _past(deadline: float) -> bool:
