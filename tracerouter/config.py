@@ -278,8 +278,8 @@ class Deployment:
     keys: Keys | None
 
 
-def load(path: Path) -> Deployment:
-    """Build everything that the file at `path` describes.
+def load(path: Path, *, serves: bool = True) -> Deployment:
+    """Build everything that the file at `path` describes; API keys are read only if it `serves`.
 
     Raises:
         ConfigError: Names file, line, key, what was found, and the nearest right name.
@@ -287,10 +287,10 @@ def load(path: Path) -> Deployment:
     beside = str(path.parent.resolve())
     if beside not in sys.path:
         sys.path.append(beside)  # `my.module:name` may lie there, as may the files it names
-    return build(read(path, Settings, variables=True), path.parent)
+    return build(read(path, Settings, variables=True), path.parent, serves=serves)
 
 
-def build(settings: Settings, folder: Path = Path()) -> Deployment:
+def build(settings: Settings, folder: Path = Path(), *, serves: bool = True) -> Deployment:
     """Build everything that `settings` describe; relative paths count from `folder`.
 
     Raises:
@@ -298,7 +298,7 @@ def build(settings: Settings, folder: Path = Path()) -> Deployment:
     """
     policy = policies.load(folder / settings.policy)
     policy.check_aliases(settings.models)
-    keys = Keys.load(settings.keys, folder) if settings.keys else None
+    keys = Keys.load(settings.keys, folder) if settings.keys and serves else None
     checks = Checks(policy.validators, policy.schemas)
     session = _Session()
     models = [_model(alias, model, session) for alias, model in settings.models.items()]

@@ -47,7 +47,7 @@ def deployment(path: Path | None, say: Callable[[str], None], *, asks: bool = Tr
     Raises:
         ConfigError: Names file, line, key, what was found, and the nearest right name.
     """
-    return demo(say, asks=asks) if _is_demo(path) else config.load(path or HERE)
+    return demo(say, asks=asks) if _is_demo(path) else config.load(path or HERE, serves=asks)
 
 
 def demo(say: Callable[[str], None], *, asks: bool = True) -> config.Deployment:

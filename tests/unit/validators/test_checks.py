@@ -203,3 +203,17 @@ async def test_without_validators_an_answer_is_accepted() -> None:
     assert (verdict.accepted, verdict.status, answer) == (True, "skipped", ANSWER)
     assert verdict.checks == ()
     assert Check("x", "passed").failures == ()
+
+
+async def test_each_of_several_choices_is_judged() -> None:
+    """With ``n`` above 1 a bad choice fails the answer, and each choice is repaired by itself."""
+    choices = [
+        {"index": at, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        for at, text in enumerate(('{"a": 1}', "```json\n[2]\n```", "no"))
+    ]
+    schema = JsonSchema({"type": ["object", "array"]})
+    verdict, _ = await judge([schema], TASK, Completion({"choices": choices}))
+    assert [check.status for check in verdict.checks] == ["passed", "repaired", "failed"]
+    verdict, judged = await judge([schema], TASK, Completion({"choices": choices[:2]}))
+    assert verdict.accepted
+    assert [choice["message"]["content"] for choice in judged.body["choices"]] == ['{"a": 1}', "[2]"]
