@@ -101,9 +101,10 @@ class Record:
     cache_key_hash: str | None
     cache_layer: str | None
     cache_status: str
-    cache_age: float | None
     validation_status: str | None
+    """Of the last answer that was judged."""
     validation_failures: tuple[str, ...]
+    """Of all attempts: why there was a fallback, too."""
     checks: tuple[tuple[str, str], ...]
     """Each validator that looked at an answer, and the status that it gave."""
     fallback_from: str | None
@@ -271,9 +272,8 @@ class Draft:
             cache_key_hash=self.hit.key,
             cache_layer=self.hit.layer if self.hit.key else None,
             cache_status=self.hit.status,
-            cache_age=self.hit.age,
             validation_status=verdict.status if verdict else None,
-            validation_failures=tuple(failure.told for failure in verdict.failures) if verdict else (),
+            validation_failures=tuple(f.told for a in attempts if a.verdict for f in a.verdict.failures),
             checks=tuple((c.validator, c.status) for a in attempts if a.verdict for c in a.verdict.checks),
             fallback_from=attempts[-2].rung.alias if fell_back else None,
             fallback_to=last.rung.alias if last and fell_back else None,
