@@ -320,6 +320,7 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True) -> 
             close = getattr(model.provider, "close", None)
             if close is not None:
                 await close()
+        telemetry.flush()
         await asyncio.to_thread(telemetry.close)
         await asyncio.to_thread(store.close)
 

@@ -94,6 +94,7 @@ class Telemetry:
         self._finished: list[tuple[Record, projections.Row, str | None]] = []
         self._served: list[Timeline] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         provider = self.log_provider
         self._logger = provider.get_logger(self.scope.name, self.scope.version) if provider else None
 
@@ -177,8 +178,10 @@ class Telemetry:
         """Flush now, when enough have come together, or after the delay."""
         if not self.delay or len(self._finished) >= _TOGETHER:
             self.flush()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self.delay, self.flush)
+            return
+        loop = asyncio.get_running_loop()
+        if self._timer is None or self._loop is not loop:  # a loop that has ended took its timer with it
+            self._timer, self._loop = loop.call_later(self.delay, self.flush), loop
 
     def _export(self, span: ReadableSpan) -> None:
         for processor in self.span_processors:

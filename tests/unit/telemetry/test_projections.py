@@ -260,3 +260,18 @@ async def test_requests_that_ended_are_told_together() -> None:
     async with asyncio.timeout(10):
         while not soon.rows:
             await asyncio.sleep(0.001)
+
+
+def test_a_router_can_go_on_in_another_loop() -> None:
+    """What waits when an event loop ends is told by the next one's timer, not only when 32 have come together."""
+    told = Everything(delay=0.01)
+    with_models = rig("fine", telemetry=told.telemetry)
+
+    async def one(text: str, *, wait: bool) -> None:
+        await with_models.router.route(Task.chat(text))
+        async with asyncio.timeout(5):
+            while wait and len(told.rows) < 2:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(one("hello", wait=False))
+    asyncio.run(one("hello again", wait=True))
