@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -22,7 +24,6 @@ from tracerouter.web import ESCALATION, ROUTER, USAGE, Spent, setup
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
 
 SERVICE_ANSWER = {
     "id": "service-1",
@@ -280,3 +281,34 @@ async def test_a_client_error_is_no_error_of_the_server_span(wrapped: Callable[.
     server = next(span for span in served.seen.spans if span.kind.name == "SERVER")
     assert server.attributes["http.response.status_code"] == 409
     assert server.status.is_unset
+
+
+async def test_a_service_of_under_30_lines(tmp_path: Path, unused_tcp_port: int) -> None:
+    """A small service in a process of its own, wrapped in one line, answers itself only when the cheap rung fails."""
+    program = Path(__file__).parent / "small_service.py"
+    assert len(program.read_text().splitlines()) < 30
+    async with Upstream() as upstream, aiohttp.ClientSession() as session:
+        small = openai_models(upstream.url)["small"]
+        path = write(tmp_path, {"small": small}, {})
+        command = (sys.executable, str(program), str(path), str(unused_tcp_port))
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        assert process.stdout
+        try:
+            await asyncio.wait_for(process.stdout.readline(), 20)  # aiohttp says that it runs
+
+            async def ask(step: str, *, stream: bool) -> tuple[str, str]:
+                body = {"model": "m", "stream": stream, "messages": [{"role": "user", "content": f"hi [[{step}]]"}]}
+                url = f"http://127.0.0.1:{unused_tcp_port}/v1/chat/completions"
+                async with session.post(url, json=body) as response:
+                    return response.content_type, await response.text()
+
+            for stream, kind in ((False, "application/json"), (True, "text/event-stream")):
+                cheap, own = await ask("ok cheap words", stream=stream), await ask("500", stream=stream)
+                assert cheap[0] == own[0] == kind
+                assert "cheap" in cheap[1]
+                assert "from the service itself" not in cheap[1]
+                assert "from the service itself" in own[1]
+        finally:
+            process.terminate()
+            await process.wait()
+        assert process.returncode == 0
