@@ -2,9 +2,10 @@
 
 Floors: `bare` is an aiohttp POST (in process) or an aiohttp proxy (over HTTP) that does nothing else; `naive` is the
 same with as many live SDK spans of as many attributes as our request had, all exported over OTLP like ours. Ours also
-keep a ledger, a decision log, metrics and log records, which the floors do not. In `cheap accepted` the words have
-been classified before. CPU is that of the process under test, all of its threads. Rounds are interleaved, medians are
-told, and the ratio is the median of the rounds' ratios.
+keep a ledger, a decision log, metrics and log records, which the floors do not; where it says `spans exported`, they
+have the floor's telemetry and no more. In `cheap accepted` the words have been classified before. CPU is that of the
+process under test, all of its threads, until what it measured is exported. Rounds are interleaved, medians are told,
+and the ratio is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -23,13 +24,23 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.servers import live_tracer, make_live_spans, serving, write_deployment
 from tracerouter import config
+from tracerouter.cache import CachedClassifier
+from tracerouter.classifiers import Chain, ExamplesClassifier, RulesClassifier
+from tracerouter.policy import Policy, PolicyFile
+from tracerouter.pricing import Price
+from tracerouter.providers import Model, OpenAIProvider
+from tracerouter.router import Router
+from tracerouter.telemetry import Telemetry
+from tracerouter.telemetry.otlp import SpanExporter
 from tracerouter.types import Freshness, Task
+from tracerouter.validators import Checks
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -37,11 +48,14 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
     from benchmarks.servers import Server
-    from tracerouter.router import Router
 
 CHEAP = "cheap accepted"
 CHEAP_NEW = "cheap accepted, classified anew"
 HIT = "cache hit"
+
+EVERYTHING = "all exported"
+SPANS = "spans exported"
+"""As of the floor: no ledger, decision log, metrics or log records."""
 
 _AT_ONCE = 16
 """Connections of the load over HTTP."""
@@ -72,6 +86,9 @@ class Subject:
     one: Callable[[int], Awaitable[None]]
     cpu: Callable[[], float]
     at_once: int = 1
+    flush: Callable[[], object] = lambda: None
+    """Sends what waits to be exported, so that it counts here and not with what is measured next."""
+    telemetry: str = EVERYTHING
     cpu_us: list[float] = field(default_factory=list)
     wall_us: list[float] = field(default_factory=list)
 
@@ -87,6 +104,7 @@ class Subject:
                 self.wall_us.append((time.perf_counter() - start) * 1e6)
 
         await asyncio.gather(*(worker() for _ in range(self.at_once)))
+        self.flush()
         self.cpu_us.append((self.cpu() - before) / requests * 1e6)
 
 
@@ -121,6 +139,10 @@ async def _measure(requests: int, rounds: int, console: Console) -> list[Row]:
         try:
             tracer, provider = live_tracer(sink.url)
             inside = _in_process(router, session, upstream, tracer, spans[:-1])
+            inside[1].flush = provider.force_flush
+            lean = _lean(upstream, sink, session)
+            inside.append(Subject(CHEAP, _cheap(lean, _seen), time.process_time, telemetry=SPANS))
+            inside[-1].flush = _flush(lean)
             with (
                 serving("proxy", upstream=upstream.url) as bare,
                 serving("proxy", upstream=upstream.url, spans=spans, otlp=sink.url) as naive,
@@ -129,6 +151,7 @@ async def _measure(requests: int, rounds: int, console: Console) -> list[Row]:
                 outside = _over_http(session, bare, naive, ours)
                 await _rounds([*inside, *outside], requests, rounds, console)
             provider.shutdown()  # while the sink still takes what is left
+            lean.telemetry.close()
         finally:
             await session.close()
             await router.close()
@@ -148,17 +171,44 @@ def _in_process(
         make_live_spans(tracer, spans)
         await bare(number)
 
-    def cheap(body: Callable[[int], dict[str, Any]]) -> Callable[[int], Awaitable[None]]:
-        async def one(number: int) -> None:
-            await router.route(Task.parse(body(number), freshness=Freshness(no_store=True)))
-
-        return one
-
     async def hit(_: int) -> None:
         await router.route(Task.parse(_body(0)))
 
-    named = {"bare": bare, "naive": naive, CHEAP: cheap(_seen), CHEAP_NEW: cheap(_body), HIT: hit}
-    return [Subject(name, one, time.process_time) for name, one in named.items()]
+    floors = [Subject(name, one, time.process_time) for name, one in (("bare", bare), ("naive", naive))]
+    ours = {CHEAP: _cheap(router, _seen), CHEAP_NEW: _cheap(router, _body), HIT: hit}
+    return [*floors, *(Subject(name, one, time.process_time, flush=_flush(router)) for name, one in ours.items())]
+
+
+def _cheap(router: Router, body: Callable[[int], dict[str, Any]]) -> Callable[[int], Awaitable[None]]:
+    async def one(number: int) -> None:
+        await router.route(Task.parse(body(number), freshness=Freshness(no_store=True)))
+
+    return one
+
+
+def _flush(router: Router) -> Callable[[], None]:
+    def flush() -> None:
+        router.telemetry.flush()
+        for processor in router.telemetry.span_processors:
+            processor.force_flush()
+        if router.telemetry.log_provider is not None:
+            router.telemetry.log_provider.force_flush()
+
+    return flush
+
+
+def _lean(upstream: Server, sink: Server, session: aiohttp.ClientSession) -> Router:
+    """Make a router that exports spans, as the naive floor does, and keeps nothing else."""
+    provider = OpenAIProvider(f"{upstream.url}/v1", None, lambda: session)
+    price = Price(100_000_000, 400_000_000, 100_000_000)
+    models = [
+        Model(alias=name, name=name, provider=provider, kind="openai", price=price) for name in ("small", "large")
+    ]
+    policy = Policy.of(PolicyFile.model_validate({"ladder": ["small", "large"], "min_confidence": 0}))
+    classifier = CachedClassifier(Chain([RulesClassifier({}, {}), ExamplesClassifier.packaged()]))
+    processor = BatchSpanProcessor(SpanExporter(f"{sink.url}/v1/traces"))
+    telemetry = Telemetry(span_processors=[processor], delay=config.TELEMETRY_DELAY)
+    return Router(models, policy, classifier=classifier, checks=Checks(), telemetry=telemetry)
 
 
 def _over_http(session: aiohttp.ClientSession, bare: Server, naive: Server, ours: Server) -> list[Subject]:
@@ -208,7 +258,7 @@ def _rows(door: str, subjects: Sequence[Subject]) -> list[Row]:
                 Row(
                     path=subject.name,
                     door=door,
-                    telemetry="all exported",
+                    telemetry=subject.telemetry,
                     floor=floor.name,
                     cpu_us=statistics.median(subject.cpu_us),
                     p50_us=walls[49],
