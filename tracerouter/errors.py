@@ -23,10 +23,15 @@ Outcome. Foreign libraries' errors are translated where they come in, and nowher
 from __future__ import annotations
 
 from difflib import get_close_matches
+from traceback import extract_tb
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+_FRAMES = 4
+"""Calls that a log tells of an error, at most."""
 
 
 class TracerouterError(Exception):
@@ -136,6 +141,15 @@ class AnswerLost(ProviderError):
     """The request was sent, but what came back was no answer."""
 
     retryable = True
+
+
+def place(error: BaseException) -> str:
+    """Return an error's type and the calls that led to it, innermost first, for a log.
+
+    Not its message, and not the lines of code: they may hold a prompt or a key.
+    """
+    frames = reversed(extract_tb(error.__traceback__)[-_FRAMES:])
+    return f"{type(error).__name__} at {' < '.join(f'{frame.filename}:{frame.lineno}' for frame in frames)}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

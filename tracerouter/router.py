@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from tracerouter.cache import output_key, prompt_hash
-from tracerouter.errors import CallerGone, ProviderError, ProviderTimeout, UnknownModel, nearest
+from tracerouter.errors import CallerGone, ProviderError, ProviderTimeout, UnknownModel, nearest, place
 from tracerouter.policy import decide
 from tracerouter.providers import HandlerProvider, Model, compose
 from tracerouter.telemetry import Telemetry, names
@@ -320,8 +320,8 @@ class Router:
         )
         try:
             return self._ledger.settle(entry)
-        except Exception:
-            log.exception(_UNBOOKED)
+        except Exception as error:  # noqa: BLE001 - whatever a ledger raises
+            log.error(_UNBOOKED, place(error))
             return None
 
     async def _keep(self, hit: Hit, decision: Decision, attempt: Attempt, draft: Draft) -> None:
@@ -378,15 +378,15 @@ class _Tap:
             raise CallerGone(msg) from error
 
 
-_UNBOOKED = "the cost of an attempt could not be booked"
+_UNBOOKED = "the cost of an attempt could not be booked: %s"
 
 
 async def _durable(booked: Awaitable[None]) -> None:
     """Wait until an attempt is booked; a ledger that fails costs an entry, not the answer that was paid for."""
     try:
         await booked
-    except Exception:
-        log.exception(_UNBOOKED)
+    except Exception as error:  # noqa: BLE001 - as above
+        log.error(_UNBOOKED, place(error))
 
 
 def _describe(stage: Note, rung: Rung, call: Call, meter: Meter) -> None:

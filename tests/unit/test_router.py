@@ -649,3 +649,16 @@ async def test_a_broken_provider_is_a_failed_rung(caplog: pytest.LogCaptureFixtu
     outcome = await rig(Broken()).router.route(Task.chat("hello"))
     assert (outcome.status, outcome.reason) == (Status.ANSWERED, Reason.PROVIDER_ERROR)
     assert "the provider of model small is broken" in caplog.text
+
+
+async def test_a_log_tells_where_and_not_what(caplog: pytest.LogCaptureFixture) -> None:
+    """A bug in the log is a type and the places that led to it: its message may hold a prompt."""
+
+    class Broken:
+        async def complete(self, call: Call, *_: object) -> Completion:
+            raise KeyError(call.body["messages"][0]["content"])
+
+    await rig(Broken()).router.route(Task.chat("SECRET hello"))
+    assert f"KeyError at {__file__}:" in caplog.text
+    assert "SECRET" not in caplog.text
+    assert "Traceback" not in caplog.text

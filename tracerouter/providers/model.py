@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from tracerouter.errors import ProviderError, ProviderTimeout, TracerouterError
+from tracerouter.errors import ProviderError, ProviderTimeout, TracerouterError, place
 from tracerouter.telemetry import names
 from tracerouter.tokens import count, count_request
 from tracerouter.types import Call, Cost, Source, Usage, content_text
@@ -137,7 +137,7 @@ class Model:
         except TracerouterError:
             raise
         except Exception as error:
-            log.exception("the provider of model %s is broken", self.alias)
+            log.error("the provider of model %s is broken: %s", self.alias, place(error))
             msg = f"the provider of model {self.alias!r} raised {type(error).__name__}"
             raise ProviderError(msg) from error
 

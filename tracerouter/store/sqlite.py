@@ -250,7 +250,7 @@ class SqliteStore:
             self._broken += self._write(rows) if rows else 0
         except sqlite3.Error:  # full, locked, read-only, gone: it may pass
             if not self._pause:
-                log.error("the store takes no rows: the ledger's wait, the decision log's are dropped")  # noqa: TRY400
+                log.error("the store takes no rows: the ledger's wait, the decision log's are dropped")
             self._pause = min(_LONGEST_PAUSE, self._pause * 2 or TICK)
             self._unwritten = rows
         else:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
+from tracerouter.errors import place
 from tracerouter.telemetry import projections
 from tracerouter.telemetry.keep import Keep
 from tracerouter.telemetry.metrics import Instruments, meter_provider
@@ -139,13 +140,13 @@ class Telemetry:
         for record, told, keep in finished:
             try:
                 self._tell(record, told, keep)
-            except Exception:
-                log.exception("the telemetry of a request was lost")
+            except Exception as error:  # noqa: BLE001 - telemetry may fail, requests may not
+                log.error("the telemetry of a request was lost: %s", place(error))
         for timeline in served:
             try:
                 self._export(projections.server_span(timeline, self.resource, self.scope))
-            except Exception:
-                log.exception("the span of an HTTP request was lost")
+            except Exception as error:  # noqa: BLE001 - as above
+                log.error("the span of an HTTP request was lost: %s", place(error))
 
     def close(self) -> None:
         """Flush and stop every exporter; blocks while they send, about :data:`GRACE` where they can't."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
-import traceback
 from typing import TYPE_CHECKING, Any
 
-from tracerouter.errors import ConfigError
+from tracerouter.errors import ConfigError, place
 from tracerouter.types import Check, Failure, Reason
 
 if TYPE_CHECKING:
@@ -48,10 +47,7 @@ class Custom:
                 found = await found
             wrong = _each(found)  # here, since a generator may raise as well
         except Exception as error:  # noqa: BLE001 - whatever an owner's function raises
-            frame = traceback.extract_tb(error.__traceback__)[
-                -1
-            ]  # where, and not its message: that may hold the answer
-            _log.warning("validator %s raised %s, %s:%s", self.name, type(error).__name__, frame.filename, frame.lineno)
+            _log.warning("validator %s raised %s", self.name, place(error))
             wrong = [Failure(Reason.CHECK_FAILED, "the check itself failed", detail="validator_error")]
         failures = tuple(self._failure(one) for one in wrong)
         return Check(self.name, "failed" if failures else "passed", failures)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from aiohttp import web
 
-from tracerouter.errors import BadRequest, Unauthorized
+from tracerouter.errors import BadRequest, Unauthorized, place
 from tracerouter.router import AUTO
 from tracerouter.types import Caller
 from tracerouter.web import chat, errors, tracing
@@ -77,8 +77,8 @@ class _Gateway:
         except web.HTTPException as error:
             code = "not_found" if error.status == 404 else "http_error"  # noqa: PLR2004 - HTTP's own number
             problem = errors.Problem(error.status, f"{request.method} {request.path[:128]}: {error.reason}", code)
-        except Exception:
-            log.exception("request %s failed", request_id)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer
+            log.error("request %s failed: %s", request_id, place(error))
             problem = errors.Problem(500, "something went wrong here", "internal")
         return errors.response(problem, request_id)
 

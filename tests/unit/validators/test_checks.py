@@ -88,7 +88,7 @@ async def test_a_function_that_raises_fails_the_answer_in_silence(caplog: pytest
         check = await Custom("shop:price", function).validate(TASK, ANSWER)
         assert check.status == "failed"
         assert [failure.detail for failure in check.failures] == ["validator_error"]
-        assert caplog.messages[0].startswith(f"validator shop:price raised {error}, {__file__}:")
+        assert caplog.messages[0].startswith(f"validator shop:price raised {error} at {__file__}:")
         assert "4711" not in caplog.text + repr(check)
 
 
