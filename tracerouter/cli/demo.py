@@ -148,7 +148,8 @@ def _show(console: Console, outcomes: Sequence[Outcome], summary: dict[str, Any]
     cost, baseline = summary["cost"], summary["baseline_cost"]
     saved = f", {1 - cost / baseline:.0%} less" if 0 < cost < baseline else ""
     console.print(
-        f"cost ${cost:.6f}; always-expensive ${baseline:.6f}{saved}; cache hits {summary['cache_hit_ratio']:.0%}"
+        f"cost ${usd(round(cost * NANOS))}; always-expensive ${usd(round(baseline * NANOS))}{saved}; "
+        f"cache hits {summary['cache_hit_ratio']:.0%}"
     )
     console.print(f"reasons: {', '.join(f'{name} {count}' for name, count in summary['reasons'].items())}\n")
     telling = max(outcomes, key=_how_telling)

@@ -49,7 +49,7 @@ def _heading(row: Mapping[str, Any]) -> Iterator[str]:
     who = ", ".join(f"{name} {row[name]}" for name in ("tenant", "team", "user") if name in row)
     yield f"task {label}; {who}; policy {row['policy']}"
     when = datetime.fromtimestamp(row["time"], UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    yield f"at {when}; request {row['request_id']}; trace {row['trace_id']}"
+    yield f"at {when}; prompt {row['prompt_hash']}; request {row['request_id']}; trace {row['trace_id']}"
 
 
 def _stages(row: Mapping[str, Any], timeline: Sequence[Mapping[str, Any]]) -> Iterator[str]:
