@@ -290,7 +290,7 @@ async def test_a_service_of_under_30_lines(tmp_path: Path, unused_tcp_port: int)
     async with Upstream() as upstream, aiohttp.ClientSession() as session:
         small = openai_models(upstream.url)["small"]
         path = write(tmp_path, {"small": small}, {})
-        command = (sys.executable, str(program), str(path), str(unused_tcp_port))
+        command = (sys.executable, "-u", str(program), str(path), str(unused_tcp_port))
         process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         assert process.stdout
         try:
