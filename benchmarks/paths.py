@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from opentelemetry.sdk.trace import SpanProcessor
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -38,7 +37,9 @@ from tracerouter.pricing import Price
 from tracerouter.providers import Model, OpenAIProvider
 from tracerouter.router import Router
 from tracerouter.telemetry import Telemetry
+from tracerouter.telemetry.metrics import Instruments
 from tracerouter.telemetry.otlp import SpanExporter
+from tracerouter.telemetry.queues import TraceQueue
 from tracerouter.types import Freshness, Task
 from tracerouter.validators import Checks
 
@@ -57,7 +58,7 @@ EVERYTHING = "all exported"
 SPANS = "spans exported"
 """As of the floor: no ledger, decision log, metrics or log records."""
 
-_AT_ONCE = 16
+AT_ONCE = 16
 """Connections of the load over HTTP."""
 
 
@@ -126,7 +127,7 @@ def run(*, requests: int, rounds: int, json_file: Path | None) -> None:
         )  # fmt: skip
     console.print(table)
     if json_file is not None:
-        told = _circumstances() | {"requests": requests, "rounds": rounds, "rows": [asdict(row) for row in rows]}
+        told = circumstances() | {"requests": requests, "rounds": rounds, "rows": [asdict(row) for row in rows]}
         json_file.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
@@ -141,15 +142,15 @@ async def _measure(requests: int, rounds: int, console: Console) -> list[Row]:
             inside = _in_process(router, session, upstream, tracer, spans[:-1])
             inside[1].flush = provider.force_flush
             lean = _lean(upstream, sink, session)
-            inside.append(Subject(CHEAP, _cheap(lean, _seen), time.process_time, telemetry=SPANS))
-            inside[-1].flush = _flush(lean)
+            inside.append(Subject(CHEAP, _cheap(lean, wording), time.process_time, telemetry=SPANS))
+            inside[-1].flush = lean.telemetry.force_flush
             with (
                 serving("proxy", upstream=upstream.url) as bare,
                 serving("proxy", upstream=upstream.url, spans=spans, otlp=sink.url) as naive,
                 serving("gateway", upstream=upstream.url, otlp=sink.url) as ours,
             ):
                 outside = _over_http(session, bare, naive, ours)
-                await _rounds([*inside, *outside], requests, rounds, console)
+                await measure_rounds([*inside, *outside], requests, rounds, console)
             provider.shutdown()  # while the sink still takes what is left
             lean.telemetry.close()
         finally:
@@ -175,8 +176,9 @@ def _in_process(
         await router.route(Task.parse(_body(0)))
 
     floors = [Subject(name, one, time.process_time) for name, one in (("bare", bare), ("naive", naive))]
-    ours = {CHEAP: _cheap(router, _seen), CHEAP_NEW: _cheap(router, _body), HIT: hit}
-    return [*floors, *(Subject(name, one, time.process_time, flush=_flush(router)) for name, one in ours.items())]
+    ours = {CHEAP: _cheap(router, wording), CHEAP_NEW: _cheap(router, _body), HIT: hit}
+    flush = router.telemetry.force_flush
+    return [*floors, *(Subject(name, one, time.process_time, flush=flush) for name, one in ours.items())]
 
 
 def _cheap(router: Router, body: Callable[[int], dict[str, Any]]) -> Callable[[int], Awaitable[None]]:
@@ -184,17 +186,6 @@ def _cheap(router: Router, body: Callable[[int], dict[str, Any]]) -> Callable[[i
         await router.route(Task.parse(body(number), freshness=Freshness(no_store=True)))
 
     return one
-
-
-def _flush(router: Router) -> Callable[[], None]:
-    def flush() -> None:
-        router.telemetry.flush()
-        for processor in router.telemetry.span_processors:
-            processor.force_flush()
-        if router.telemetry.log_provider is not None:
-            router.telemetry.log_provider.force_flush()
-
-    return flush
 
 
 def _lean(upstream: Server, sink: Server, session: aiohttp.ClientSession) -> Router:
@@ -206,8 +197,9 @@ def _lean(upstream: Server, sink: Server, session: aiohttp.ClientSession) -> Rou
     ]
     policy = Policy.of(PolicyFile.model_validate({"ladder": ["small", "large"], "min_confidence": 0}))
     classifier = CachedClassifier(Chain([RulesClassifier({}, {}), ExamplesClassifier.packaged()]))
-    processor = BatchSpanProcessor(SpanExporter(f"{sink.url}/v1/traces"))
-    telemetry = Telemetry(span_processors=[processor], delay=config.TELEMETRY_DELAY)
+    instruments = Instruments()
+    traces = TraceQueue(SpanExporter(f"{sink.url}/v1/traces"), instruments.traces_dropped)
+    telemetry = Telemetry(traces=traces, instruments=instruments, delay=config.TELEMETRY_DELAY)
     return Router(models, policy, classifier=classifier, checks=Checks(), telemetry=telemetry)
 
 
@@ -221,19 +213,20 @@ def _over_http(session: aiohttp.ClientSession, bare: Server, naive: Server, ours
                 response.raise_for_status()
                 await response.read()
 
-        return Subject(name, one, lambda: server.cpu, _AT_ONCE)
+        return Subject(name, one, lambda: server.cpu, AT_ONCE)
 
     no_store = {"x-tracerouter-cache": "no-store"}
     return [
         subject("bare", bare, _body, {}),
         subject("naive", naive, _body, {}),
-        subject(CHEAP, ours, _seen, no_store),
+        subject(CHEAP, ours, wording, no_store),
         subject(CHEAP_NEW, ours, _body, no_store),
         subject(HIT, ours, lambda _: _body(0), {}),
     ]
 
 
-async def _rounds(subjects: Sequence[Subject], requests: int, rounds: int, console: Console) -> None:
+async def measure_rounds(subjects: Sequence[Subject], requests: int, rounds: int, console: Console) -> None:
+    """Measure all subjects in turn, after one round that only warms them."""
     with Progress(console=console) as progress:
         bar = progress.add_task("measuring", total=(rounds + 1) * len(subjects))
         first = 0
@@ -275,10 +268,10 @@ async def _spans_of_one_request(router: Router) -> list[dict[str, Any]]:
     """Route one request and return what its spans are called and carry, the request's own span last."""
     seen: list[ReadableSpan] = []
     telemetry = router.telemetry
-    exported, telemetry.span_processors = telemetry.span_processors, [_Seen(seen)]
+    telemetry.span_processors = [_Seen(seen)]
     await router.route(Task.parse(_body(-1), freshness=Freshness(no_store=True)))
     telemetry.flush()
-    telemetry.span_processors = exported
+    telemetry.span_processors = ()
     told = [{"name": span.name, "attributes": dict(span.attributes or {})} for span in reversed(seen)]
     server = {"name": "POST /v1/chat/completions", "attributes": {f"http.attribute.{n}": "value" for n in range(6)}}
     return [*told, server]
@@ -300,12 +293,13 @@ def _body(number: int) -> dict[str, Any]:
     return {"model": "auto", "messages": [{"role": "user", "content": text}]}
 
 
-def _seen(number: int) -> dict[str, Any]:
+def wording(number: int) -> dict[str, Any]:
     """Make one of a few requests, so that its words have been classified before."""
     return _body(number % 50)
 
 
-def _circumstances() -> dict[str, Any]:
+def circumstances() -> dict[str, Any]:
+    """Tell of machine, versions and commit."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     packages = ("tracerouter", "aiohttp", "opentelemetry-sdk")
     return {

@@ -53,6 +53,12 @@ class Server:
         threads = Path(f"/proc/{self._process.pid}/task").glob("*/schedstat")
         return sum(int(thread.read_text(encoding="ascii").split()[0]) for thread in threads) / 1e9
 
+    @property
+    def memory(self) -> float:
+        """Resident memory in MB (Linux: ``VmRSS``)."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii")
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")) / 1024
+
 
 @contextmanager
 def serving(name: str, **options: Any) -> Iterator[Server]:
@@ -80,11 +86,13 @@ def upstream() -> web.Application:
     return app
 
 
-def sink() -> web.Application:
-    """Take OTLP over HTTP, and forget it."""
+def sink(*, hang: bool = False) -> web.Application:
+    """Take OTLP over HTTP, and forget it; with `hang` never answer."""
 
     async def take(request: web.Request) -> web.Response:
         await request.read()
+        if hang:
+            await asyncio.Event().wait()
         return web.Response(content_type="application/x-protobuf")
 
     app = web.Application(client_max_size=1 << 26)

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -181,7 +181,9 @@ class KeepOf(Written):
     share: Annotated[float, Field(ge=0, le=1)] = 1.0
     slow: Seconds | None = None
     dear: Annotated[float, Field(ge=0)] | None = Field(default=None, description="USD")
-    parent: NotYet = None
+    parent: Literal["honour", "ignore"] | None = Field(
+        default=None, description="Whether an unsampled parent drops the trace; absent: only within the service itself"
+    )
 
 
 class TelemetryOf(Written):
@@ -257,6 +259,8 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True) -> 
     ledger = SqliteLedger(store)
     telemetry = _telemetry(settings.telemetry, policy, store)
     telemetry.instruments.tenant_spend.read = ledger.tenant_spend
+    telemetry.instruments.decisions_dropped.read = lambda: store.dropped_by_reason
+    telemetry.instruments.entries_lost.read = lambda: store.lost_by_reason
 
     async def starting() -> None:
         for classifier in classifiers:
@@ -380,7 +384,7 @@ def _classifier(found: object, policy: Policy, folder: Path) -> Classifier:
 
 
 def _telemetry(found: TelemetryOf, policy: Policy, store: SqliteStore) -> Telemetry:
-    keep = Keep(share=found.keep.share, slow=found.keep.slow, dear=found.keep.dear)
+    keep = Keep(found.keep.share, found.keep.slow, found.keep.dear, found.keep.parent)
     facts: dict[str, Any] = {
         "keep": keep,
         "decisions": DecisionLog(store),
@@ -389,12 +393,40 @@ def _telemetry(found: TelemetryOf, policy: Policy, store: SqliteStore) -> Teleme
         "hash_users": found.hash_users,
         "delay": TELEMETRY_DELAY,
     }
-    endpoint = str(found.otlp) if found.otlp else os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    endpoint = _endpoint(found)
     if endpoint:
         return over_otlp(endpoint, metric_interval=found.metric_interval, **facts)
     if found.console:
         return to_console(metric_interval=found.metric_interval, **facts)
     return Telemetry(**facts)
+
+
+_ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
+_GRPC_PORT: Final = 4317
+
+
+def _endpoint(found: TelemetryOf) -> str | None:
+    """Return where OTLP goes, from the file or else from OpenTelemetry's own variable."""
+    told, where = (str(found.otlp), "telemetry.otlp") if found.otlp else (os.environ.get(_ENDPOINT), _ENDPOINT)
+    if not told:
+        return None
+    should_be = "it should be the base of an OTLP/HTTP endpoint, such as http://127.0.0.1:4318"
+    try:
+        url = urlsplit(told)
+        port = url.port
+    except ValueError as error:
+        msg = f"{where}: found {told!r} ({error}); {should_be}"
+        raise ConfigError(msg) from None
+    if url.scheme not in {"http", "https"} or not url.hostname:
+        msg = f"{where}: found {told!r}; {should_be}"
+        raise ConfigError(msg)
+    if url.path.rstrip("/").endswith(("/v1/traces", "/v1/metrics", "/v1/logs")):
+        msg = f"{where}: found {told!r}; leave out {url.path!r}, which each signal adds for itself"
+        raise ConfigError(msg)
+    if port == _GRPC_PORT:
+        msg = f"{where}: found {told!r}; 4317 is OTLP over gRPC, and we speak OTLP over HTTP: try port 4318"
+        raise ConfigError(msg)
+    return told
 
 
 def store_path(found: str, folder: Path) -> Path | str:

@@ -267,6 +267,8 @@ async def test_real_requests_emit_what_the_table_says(
     await post(http, gateway, asking("q [[ok a b]]", stream=True) | {"stream": False})
     async with http.post(gateway.url + CHAT, json=asking("s [[ok a b]]", stream=True)) as response:
         await response.read()
+    async with http.post(gateway.url + CHAT, data=b"no JSON") as response:
+        assert response.status == 400
     leaving = asyncio.create_task(post(http, gateway, asking("a [[hang]]")))
     seen = len(upstream.requests)
     await upstream.received(seen + 1)

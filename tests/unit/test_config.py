@@ -169,7 +169,10 @@ async def test_the_defaults_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ({"classifier": ["ruls"]}, "classifier: there is no classifier 'ruls' (did you mean 'rules'?)"),
         ({"classifier": ["no.such:Thing"]}, "classifier: 'no.such:Thing' can't be imported"),
         ({"telemetry": {"keep": {"share": 2}}}, "telemetry.keep.share: found 2; input should be less than or equal"),
-        ({"telemetry": {"keep": {"parent": "x"}}}, "telemetry.keep.parent: is known, but this version does not"),
+        ({"telemetry": {"keep": {"share": -0.1}}}, "telemetry.keep.share: found -0.1; input should be greater than"),
+        ({"telemetry": {"keep": {"parent": "x"}}}, "telemetry.keep.parent: found 'x'; known are honour, ignore"),
+        ({"telemetry": {"otlp": "http://127.0.0.1:4317"}}, "telemetry.otlp: found 'http://127.0.0.1:4317/'; 4317 is"),
+        ({"telemetry": {"otlp": "http://c:4318/v1/traces"}}, "leave out '/v1/traces', which each signal adds"),
         ({"telemetry": {"otlp": "collector:4317"}}, "telemetry.otlp: found 'collector:4317'; URL scheme should be"),
         ({"max_body": 1}, "max_body: found 1"),
         ({"polcy": 1}, "polcy: is not a key here (did you mean 'policy'?)"),
@@ -344,12 +347,18 @@ async def test_each_provider_is_made(tmp_path: Path) -> None:
 async def test_telemetry_is_set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without an address nothing is exported; OpenTelemetry's own variable is as good as the file's."""
     quiet = config.load(write(tmp_path, telemetry={"hash_users": True}))
-    assert not quiet.router.telemetry.span_processors
+    assert quiet.router.telemetry.traces is None
     assert quiet.router.telemetry.hash_users
     await quiet.router.close()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     told = config.load(write(tmp_path)).router.telemetry
-    assert told.span_processors
+    assert told.traces is not None
     assert told.meter_provider is not None
-    for processor in told.span_processors:
-        processor._batch_processor._exporter.shutdown()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("wrong", ["collector", "127.0.0.1:4318", "ftp://collector:21", "http://:4318", "http://c:no"])
+def test_a_wrong_variable_is_named(wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address in OpenTelemetry's variable that can't be one is an error at start that names the variable."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", wrong)
+    with pytest.raises(ConfigError, match=r"OTEL_EXPORTER_OTLP_ENDPOINT: found .*such as http://127.0.0.1:4318"):
+        config.load(write(tmp_path))

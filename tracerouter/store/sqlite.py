@@ -134,6 +134,16 @@ class SqliteStore:
         return self._refused + self._failed
 
     @property
+    def dropped_by_reason(self) -> list[tuple[tuple[str], int]]:
+        """Return the same as ``((reason,), rows)``."""
+        return [(("queue_full",), self._refused), (("write_failed",), self._failed)]
+
+    @property
+    def lost_by_reason(self) -> list[tuple[tuple[str], int]]:
+        """Return :attr:`lost` as ``((reason,), rows)``."""
+        return [(("queue_full",), self._overflown), (("write_failed",), self._broken)]
+
+    @property
     def lost(self) -> int:
         """Return how many rows that must not be lost were: more than disk and memory could take, or broken ones."""
         return self._overflown + self._broken

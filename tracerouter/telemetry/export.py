@@ -17,9 +17,10 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from tracerouter.errors import place
-from tracerouter.telemetry import projections
+from tracerouter.telemetry import names, projections
 from tracerouter.telemetry.keep import Keep
 from tracerouter.telemetry.metrics import Instruments, meter_provider
+from tracerouter.telemetry.queues import LOGS, TRACES, Backlog, CountedLogs, TraceQueue
 from tracerouter.telemetry.record import Draft, Told
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
     from tracerouter.telemetry.record import Record
-    from tracerouter.telemetry.timeline import Timeline
+    from tracerouter.telemetry.timeline import Note, Timeline
     from tracerouter.types import Task, Usage
 
 _TOGETHER = 32
@@ -73,7 +74,11 @@ class Telemetry:
     keep: Keep = field(default_factory=Keep)
     span_processors: Sequence[SpanProcessor] = ()
     """Take the kept traces' spans. A service with a TracerProvider names its own processor here."""
+    traces: TraceQueue | None = None
+    """Takes the kept traces whole, for an exporter of our own."""
     log_provider: LoggerProvider | None = None
+    log_backlog: Backlog | None = None
+    """Knows how many log records wait for their exporter."""
     meter_provider: MeterProvider | None = None
     exporters: Sequence[Exporter] = ()
     """Whose retries ``close`` may have to end."""
@@ -126,9 +131,14 @@ class Telemetry:
     def server_ended(self, timeline: Timeline) -> None:
         """Tell the span of an HTTP request, if the trace of what was routed in it is kept, or if it failed itself."""
         note = timeline.root
-        if note.keep or note.error_type or (note.keep is None and self.keep.in_share(timeline.trace_id)):
-            self._served.append(timeline)
-            self._soon()
+        if not note.keep:  # nothing was routed in it, or nothing that is kept: its own verdict
+            rest = self.keep.of_the_rest(timeline.trace_id) if note.keep is None else None
+            note.keep = "error" if note.error_type else rest
+            if note.keep is None or self.keep.left_to_parent(timeline):
+                return
+            note.attributes[names.KEEP] = note.keep
+        self._served.append(timeline)
+        self._soon()
 
     def flush(self) -> None:
         """Tell of every request that has ended."""
@@ -137,16 +147,27 @@ class Telemetry:
             self._timer = None
         finished, self._finished = self._finished, []
         served, self._served = self._served, []
+        to_come = {timeline.root for timeline in served}
         for record, told, keep in finished:
             try:
-                self._tell(record, told, keep)
+                self._tell(record, told, keep, to_come)
             except Exception as error:  # noqa: BLE001 - telemetry may fail, requests may not
                 log.error("the telemetry of a request was lost: %s", place(error))
         for timeline in served:
             try:
-                self._export(projections.server_span(timeline, self.resource, self.scope))
+                self._tell_served(timeline)
             except Exception as error:  # noqa: BLE001 - as above
                 log.error("the span of an HTTP request was lost: %s", place(error))
+
+    def force_flush(self) -> None:
+        """Flush, and export what waits; blocks while it is sent."""
+        self.flush()
+        for processor in self.span_processors:
+            processor.force_flush()
+        if self.traces is not None:
+            self.traces.force_flush()
+        if self.log_provider is not None:
+            self.log_provider.force_flush()
 
     def close(self) -> None:
         """Flush and stop every exporter; blocks while they send, about :data:`GRACE` where they can't."""
@@ -156,6 +177,8 @@ class Telemetry:
         abandon.start()
         for processor in self.span_processors:
             processor.shutdown()
+        if self.traces is not None:
+            self.traces.shutdown()
         if self.log_provider is not None:
             self.log_provider.shutdown()
         if self.meter_provider is not None:
@@ -184,32 +207,56 @@ class Telemetry:
         if self._timer is None or self._loop is not loop:  # a loop that has ended took its timer with it
             self._timer, self._loop = loop.call_later(self.delay, self.flush), loop
 
-    def _export(self, span: ReadableSpan) -> None:
-        for processor in self.span_processors:
-            processor.on_end(span)
-
-    def _tell(self, record: Record, told: projections.Row, keep: str | None) -> None:
+    def _tell(self, record: Record, told: projections.Row, keep: str | None, to_come: Collection[Note]) -> None:
+        """Tell of one request; `to_come` are the HTTP requests whose own span is told right after."""
         if record.error_type is not None:
             tried = ", ".join(f"{one.model} {one.failure or 'accepted'}" for one in record.attempts)
             log.warning(
                 "request %s %s: %s (%s)", record.request_id, record.outcome, record.reason, tried or "none tried"
             )
-        projections.measure(record, keep, self.instruments, self.tasks)
-        if self._logger is not None:
+        if self._logger is not None and (self.log_backlog is None or self.log_backlog.reserve()):
             self._logger.emit(projections.log_record(record, told))
         if self.decisions is not None:
             self.decisions.append(told, projections.timeline_rows(record) if keep else None)
-        if keep is not None and self.span_processors:
-            for made in projections.spans(record, told, keep, self.resource, self.scope):
-                self._export(made)
+        above = record.timeline.above
+        if above is not None and above.end_ns and above not in to_come:
+            above = None  # it has been told: this is the work of a task that outlived it
+        if keep is not None and self.traces is not None and not (above is not None and above.beneath):
+            keep = keep if self.traces.reserve() else None  # an exemplar must not name a trace that is lost
+        projections.measure(record, keep, self.instruments, self.tasks)
+        if keep is None or not (self.traces or self.span_processors):
+            return
+        made = projections.spans(record, told, keep, self.resource, self.scope)
+        self._process(made)
+        if self.traces is None:
+            return
+        if above is None:
+            self.traces.put(made)
+        else:
+            above.beneath = [*(above.beneath or ()), *made]
+
+    def _tell_served(self, timeline: Timeline) -> None:
+        note = timeline.root
+        made = projections.server_span(timeline, self.resource, self.scope)
+        self._process([made])
+        alone = names.KEEP in note.attributes
+        if self.traces is not None and (note.beneath or (alone and self.traces.reserve())):
+            self.traces.put([*(note.beneath or ()), made])  # where the spans beneath are lost, so is this one
+            note.beneath = None
+
+    def _process(self, made: list[ReadableSpan]) -> None:
+        for processor in self.span_processors:
+            for span in made:
+                processor.on_end(span)
 
 
-def over_otlp(endpoint: str, *, metric_interval: float = 60.0, **facts: Any) -> Telemetry:
+def over_otlp(endpoint: str, *, metric_interval: float = 60.0, waiting: int = TRACES, **facts: Any) -> Telemetry:
     """Send traces, metrics and logs to an OTLP/HTTP `endpoint` such as ``http://127.0.0.1:4318``.
 
     Args:
         endpoint: Without the ``/v1/…`` paths.
         metric_interval: Seconds between two exports of metrics.
+        waiting: Traces that may wait to be sent; what comes then is dropped, whole, and counted.
         facts: The other fields of :class:`Telemetry`.
     """
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
@@ -217,13 +264,12 @@ def over_otlp(endpoint: str, *, metric_interval: float = 60.0, **facts: Any) -> 
     from tracerouter.telemetry.otlp import LogExporter, SpanExporter
 
     base = endpoint.rstrip("/")
-    return _batched(
+    exporters = (
         SpanExporter(f"{base}/v1/traces"),
         LogExporter(f"{base}/v1/logs"),
         OTLPMetricExporter(f"{base}/v1/metrics"),
-        metric_interval,
-        facts,
     )
+    return _batched(exporters, metric_interval, waiting, facts)
 
 
 def to_console(*, metric_interval: float = 60.0, **facts: Any) -> Telemetry:
@@ -233,28 +279,29 @@ def to_console(*, metric_interval: float = 60.0, **facts: Any) -> Telemetry:
     from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 
     exporters = ConsoleSpanExporter(), ConsoleLogRecordExporter(), ConsoleMetricExporter()
-    return _batched(*exporters, metric_interval, facts)
+    return _batched(exporters, metric_interval, TRACES, facts)
 
 
 def _batched(
-    to_spans: SpanExporter,
-    to_logs: LogRecordExporter,
-    to_metrics: MetricExporter,
+    exporters: tuple[SpanExporter, LogRecordExporter, MetricExporter],
     metric_interval: float,
+    waiting: int,
     facts: dict[str, Any],
 ) -> Telemetry:
     from opentelemetry.sdk._logs import LoggerProvider
     from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+    to_spans, to_logs, to_metrics = exporters
     process = facts.setdefault("resource", this_process())
     instruments = facts.setdefault("instruments", Instruments())
+    backlog = Backlog(LOGS, instruments.logs_dropped)
     logs = LoggerProvider(process, shutdown_on_exit=False)
-    logs.add_log_record_processor(BatchLogRecordProcessor(to_logs))
+    logs.add_log_record_processor(BatchLogRecordProcessor(CountedLogs(to_logs, backlog), max_queue_size=LOGS))
     return Telemetry(
-        span_processors=[BatchSpanProcessor(to_spans)],
+        traces=TraceQueue(to_spans, instruments.traces_dropped, waiting),
         log_provider=logs,
-        exporters=[to_spans, to_logs, to_metrics],
+        log_backlog=backlog,
+        exporters=exporters,
         meter_provider=meter_provider(to_metrics, instruments, process, scope(), metric_interval),
         **facts,
     )

@@ -146,6 +146,14 @@ class GaugeOf:
             yield Observation(value, _named(self.attributes, key))
 
 
+class ReadCounterOf(GaugeOf):
+    """A sum that only grows, and is kept elsewhere."""
+
+    def register(self, meter: Meter) -> None:
+        """Let the SDK read it."""
+        meter.create_observable_counter(self.name, [self._observe], self.unit, self.about)
+
+
 class Instruments:
     """Every metric that is emitted: design.md's table, as code."""
 
@@ -196,6 +204,21 @@ class Instruments:
         self.tenant_spend = GaugeOf(
             "tracerouter.tenant.spend", "{USD}", ("tenant", "period"),
             "Spend in the current period: the 20 tenants that spend most, and other.")  # fmt: skip
+        self.traces_kept = CounterOf(
+            "tracerouter.traces.kept", "{trace}", ("reason",),
+            "Traces kept, by why.")  # fmt: skip
+        self.traces_dropped = CounterOf(
+            "tracerouter.traces.dropped", "{trace}", ("reason",),
+            "Traces that were to be kept and got lost on their way to the collector.")  # fmt: skip
+        self.logs_dropped = CounterOf(
+            "tracerouter.logs.dropped", "{record}", ("reason",),
+            "Log records that got lost on their way to the collector.")  # fmt: skip
+        self.decisions_dropped = ReadCounterOf(
+            "tracerouter.decisions.dropped", "{row}", ("reason",),
+            "Rows of the decision log that were not written.")  # fmt: skip
+        self.entries_lost = ReadCounterOf(
+            "tracerouter.ledger.lost", "{entry}", ("reason",),
+            "Entries of the ledger that were not written: money that was spent and is not booked.")  # fmt: skip
 
     @property
     def histograms(self) -> list[HistogramOf]:

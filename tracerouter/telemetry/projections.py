@@ -117,7 +117,7 @@ SPAN_ATTRIBUTES: Final[dict[str, dict[str, type]]] = {
     "server": {
         names.HTTP_METHOD: str, names.HTTP_ROUTE: str, names.HTTP_STATUS: int, names.URL_PATH: str,
         names.URL_SCHEME: str, names.SERVER_ADDRESS: str, names.SERVER_PORT: int, names.ERROR_TYPE: str,
-        names.REQUEST_ID: str,
+        names.REQUEST_ID: str, names.KEEP: str,
     },
     "route": _STAGE | {names.KEEP: str} | {f.span: f.type for f in FIELDS if f.span},
     "cache": _STAGE | {
@@ -194,6 +194,8 @@ def server_span(timeline: Timeline, resource: Resource, scope: InstrumentationSc
 def measure(record: Record, keep: str | None, instruments: Instruments, tasks: Collection[str]) -> None:
     """Count the request in every metric. Labels that are not in `tasks` count as ``other``."""
     task = record.task if record.task is None or record.task in tasks else "other"
+    if keep is not None:
+        instruments.traces_kept.add(1, keep)
     _measure_request(record, task, keep, instruments)
     _measure_stages(record, keep, instruments)
     _measure_attempts(record, task, instruments)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.trace import TraceState
 
     from tracerouter.types import Usage
@@ -70,6 +71,7 @@ class Note:
         "_token",
         "_trace_id",
         "attributes",
+        "beneath",
         "cost_nanos",
         "end_ns",
         "error_type",
@@ -103,6 +105,8 @@ class Note:
         self.status_message: str | None = None
         self.keep: str | None = None
         """Of an HTTP request's note: why the trace of what was routed in it is kept; empty: it is dropped."""
+        self.beneath: list[ReadableSpan] | None = None
+        """Of an HTTP request's note: the spans of what was routed in it, which leave together with its own."""
         self.told: dict[str, Any] | None = None
         """All attributes of its span, once they have been projected."""
         self.start_ns = 0

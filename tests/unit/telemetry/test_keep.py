@@ -14,6 +14,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from tests.gateway import Seen
 from tests.unit.test_router import Rig, Rows, rig
+from tracerouter.errors import ConfigError
 from tracerouter.telemetry import Keep, Telemetry
 from tracerouter.types import Caller, Task
 
@@ -43,7 +44,7 @@ async def kept(keep: Keep, *models: Any, **facts: Any) -> str | None:
     ("keep", "models", "facts", "why"),
     [
         (Keep(share=0), (), {}, None),
-        (Keep(share=1), (), {}, "share"),
+        (Keep(share=1), (), {}, "all"),
         (Keep(share=0), ("lost", "lost"), {}, "error"),
         (Keep(share=0), ("lost", "fine"), {}, "fallback"),
         (Keep(share=0), ("I can't help with that.", "fine"), {}, "fallback"),
@@ -83,15 +84,58 @@ async def test_a_hosts_sampling_is_honoured(*, sampled: bool) -> None:
         assert await kept(Keep(share=0), "lost", "lost") == ("error" if sampled else None)
 
 
+async def test_a_callers_sampling_decides_where_it_is_honoured() -> None:
+    """An unsampled remote parent drops a trace only under `honour`; a host's own one unless it says `ignore`."""
+    for remote, parent, found in (
+        (True, None, "error"),
+        (True, "honour", None),
+        (True, "ignore", "error"),
+        (False, None, None),
+        (False, "honour", None),
+        (False, "ignore", "error"),
+    ):
+        above = NonRecordingSpan(SpanContext(random.getrandbits(128), 7, is_remote=remote, trace_flags=TraceFlags(0)))
+        with trace.use_span(above):
+            assert await kept(Keep(share=0, parent=parent), "lost", "lost") == found  # type: ignore[arg-type]
+
+
+async def test_a_sampled_parent_leaves_the_verdict_to_the_rules() -> None:
+    """Honouring a parent drops what it does not sample; what it samples is judged like any other."""
+    above = NonRecordingSpan(SpanContext(1 << 55, 7, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED)))
+    with trace.use_span(above):
+        assert await kept(Keep(share=0, parent="honour")) is None
+        assert await kept(Keep(share=1, parent="honour")) == "all"
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ({"share": 1.5}, "keep.share: found 1.5"),
+        ({"share": -0.1}, "keep.share"),
+        ({"share": float("nan")}, "keep.share"),
+        ({"slow": -1.0}, "keep.slow: found -1.0"),
+        ({"dear": -1.0}, "keep.dear"),
+        ({"parent": "maybe"}, "keep.parent: found 'maybe'"),
+    ],
+)
+def test_a_rule_out_of_range_is_an_error(rule: dict[str, Any], said: str) -> None:
+    """A share outside 0-1, a negative limit, an unknown word: an error that names the rule."""
+    with pytest.raises(ConfigError, match=said):
+        Keep(**rule)
+
+
 @given(TRACE_ID, st.floats(0, 1), st.floats(0, 1))
 def test_the_share_is_by_trace_id(trace_id: int, one: float, other: float) -> None:
     """The same trace is kept everywhere, and whatever a smaller share keeps a larger one keeps too."""
     small, large = sorted([one, other])
-    assert Keep(share=small).in_share(trace_id) == Keep(share=small).in_share(trace_id)
-    assert Keep(share=small).in_share(trace_id) <= Keep(share=large).in_share(trace_id)
-    assert Keep(share=1).in_share(trace_id)
-    assert not Keep(share=0).in_share(trace_id)
-    assert Keep(share=one).in_share(trace_id) == Keep(share=one).in_share(trace_id % (1 << 56))  # W3C's random bits
+    assert in_share(small, trace_id) <= in_share(large, trace_id)
+    assert in_share(1, trace_id)
+    assert not in_share(0, trace_id)
+    assert in_share(one, trace_id) == in_share(one, trace_id % (1 << 56))  # W3C's random bits
+
+
+def in_share(share: float, trace_id: int) -> bool:
+    return Keep(share=share).of_the_rest(trace_id) is not None
 
 
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.5, 0.9])
@@ -99,7 +143,7 @@ def test_the_share_is_met(share: float) -> None:
     """Of many random traces about the share is kept: within five standard deviations."""
     draw = random.Random(7).getrandbits
     number = 20_000
-    found = sum(Keep(share=share).in_share(draw(128)) for _ in range(number))
+    found = sum(in_share(share, draw(128)) for _ in range(number))
     assert abs(found - number * share) < 5 * (number * share * (1 - share)) ** 0.5
 
 

@@ -26,6 +26,7 @@ from tracerouter.cache import BoundedMemoryCache, OutputCache
 from tracerouter.telemetry import Keep, Telemetry
 from tracerouter.telemetry.export import scope
 from tracerouter.telemetry.metrics import CounterOf, HistogramOf, Instruments, TraceRef, meter_provider
+from tracerouter.telemetry.queues import Backlog
 from tracerouter.types import NANOS, Caller, Task
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ PROMISED: dict[str, tuple[str, str, set[str], set[str]]] = {
     "tracerouter.classifications": ("counter", "{classification}", {"task", "classifier", "abstained"}, set()),
     "tracerouter.classifier.confidence": ("histogram", "1", {"task"}, set()),
     "tracerouter.tenant.spend": ("gauge", "{USD}", {"tenant", "period"}, set()),
+    "tracerouter.traces.kept": ("counter", "{trace}", {"reason"}, set()),
+    "tracerouter.traces.dropped": ("counter", "{trace}", {"reason"}, set()),
+    "tracerouter.logs.dropped": ("counter", "{record}", {"reason"}, set()),
+    "tracerouter.decisions.dropped": ("counter", "{row}", {"reason"}, set()),
+    "tracerouter.ledger.lost": ("counter", "{entry}", {"reason"}, set()),
     "gen_ai.client.operation.duration": (
         "histogram",
         "s",
@@ -56,7 +62,8 @@ PROMISED: dict[str, tuple[str, str, set[str], set[str]]] = {
         {"error.type"},
     ),
 }
-"""Design.md, "Promises: metrics", those built today: kind, unit, attributes, and those that only some points have."""
+"""Design.md, "Promises: metrics", those built today, and what is lost: kind, unit, attributes, and those that only some
+points have."""
 
 KINDS = {Sum: "counter", Histogram: "histogram", Gauge: "gauge"}
 
@@ -148,6 +155,10 @@ async def measured() -> Measured:
     """What was measured of requests of every kind."""
     found = Measured()
     found.instruments.tenant_spend.read = lambda: [(("acme", "day"), 1.5), (("other", "month"), 2.5)]
+    found.instruments.decisions_dropped.read = lambda: [(("queue_full",), 3)]
+    found.instruments.entries_lost.read = lambda: [(("write_failed",), 0)]
+    for lost in (found.instruments.traces_dropped, found.instruments.logs_dropped):
+        Backlog(1, lost)
     await drive(found)
     return found
 
