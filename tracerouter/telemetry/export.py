@@ -43,6 +43,9 @@ _TOGETHER = 32
 GRACE = 3.0
 """Seconds that exporters have to send what is left when the process ends."""
 
+_LAST = 0.5
+"""Seconds more, for what ends as soon as it is told to."""
+
 CAPTURE_VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 
 log = logging.getLogger(__name__)
@@ -172,9 +175,18 @@ class Telemetry:
     def close(self) -> None:
         """Flush and stop every exporter; blocks while they send, about :data:`GRACE` where they can't."""
         self.flush()
-        abandon = threading.Timer(GRACE, self._abandon)
-        abandon.daemon = True
-        abandon.start()
+        stopping = threading.Thread(target=self._shut_down, name="tracerouter-telemetry-close", daemon=True)
+        stopping.start()
+        stopping.join(GRACE)
+        if (
+            stopping.is_alive()
+        ):  # a collector hangs: nothing can end what waits for its answer but the end of the process
+            for exporter in self.exporters:
+                exporter.shutdown()  # no retries from here on
+            stopping.join(_LAST)
+            log.warning("telemetry that could not be sent in %.0f s is lost", GRACE)
+
+    def _shut_down(self) -> None:
         for processor in self.span_processors:
             processor.shutdown()
         if self.traces is not None:
@@ -183,12 +195,6 @@ class Telemetry:
             self.log_provider.shutdown()
         if self.meter_provider is not None:
             self.meter_provider.shutdown()
-        abandon.cancel()
-
-    def _abandon(self) -> None:
-        """End the exporters' retries: what can't be sent by now is lost."""
-        for exporter in self.exporters:
-            exporter.shutdown()
 
     def _finish(self, record: Record) -> Told:
         told, keep = projections.row(record), self.keep.why(record)
