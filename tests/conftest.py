@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 _skipped: list[str] = []
+_COUNTED = pytest.StashKey[Counter[str]]()
+
+
+@pytest.fixture
+def counted(request: pytest.FixtureRequest) -> Counter[str]:
+    """Count what the end of the run tells: ``counted["queries"] += 40``."""
+    return request.config.stash.setdefault(_COUNTED, Counter())
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +46,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which tests were skipped, and that CI does not allow it."""
+    """Say what was counted, and which tests were skipped where CI does not allow it."""
+    counted = terminalreporter.config.stash.get(_COUNTED, None)
+    if counted:
+        terminalreporter.write_line(f"checked: {', '.join(f'{number} {what}' for what, number in counted.items())}")
     if _skipped and os.environ.get("CI") == "true":
         terminalreporter.write_line(f"skipped, which CI does not allow: {', '.join(_skipped)}")

@@ -1,0 +1,221 @@
+"""Each fault that we have an alert for, for real: silent before, it fires, is seen, is explained, and is confined.
+
+One test a fault. A later one is added in the same words: what is healthy, what breaks, which alert, which panel, which
+reason code, which lines of the runbook.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from tests.e2e.drills.drill import Drill, Request, above
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TICKET = {"type": "object", "required": ["total"], "properties": {"total": {"type": "number"}}}
+STRICTER = {**TICKET, "required": ["total", "currency"]}
+POLICY: dict[str, Any] = {
+    "min_confidence": 0.5,
+    "max_output_tokens": 64,
+    "validate": ["empty"],
+    "cache": {"ttl": "10m"},
+    "tasks": {
+        "extract": {"match": ["^extract"], "validate": ["json_schema"], "schema": "schemas/ticket.json"},
+        "summarize": {"match": ["^summarise"]},
+        "answer": {"match": ["^when"]},
+    },
+}
+
+
+COLLECTOR_UP = ("telemetry-health", "Collector up")
+
+
+def summarize(number: int) -> Request:
+    """A request that the cheap model does well."""
+    return {"text": f"summarise note {number}"}
+
+
+def answer(number: int) -> Request:
+    """Another, which was mostly asked before."""
+    return {"text": f"when does bus {number % 25} leave?"}
+
+
+def extract(number: int) -> Request:
+    """One whose answer is JSON, of which the large model gives more."""
+    small, large = '{"total": 7}', '{"total": 7, "currency": "EUR"}'
+    return {"text": f"extract order {number} [[small-1=ok {small}, large-1=ok {large}]]"}
+
+
+def puzzle(number: int) -> Request:
+    """One that no rule knows, and the large model gets."""
+    return {"text": f"think about riddle {number}"}
+
+
+def write_schema(folder: Path, schema: dict[str, Any]) -> None:
+    (folder / "schemas").mkdir(exist_ok=True)
+    (folder / "schemas" / "ticket.json").write_bytes(orjson.dumps(schema))
+
+
+async def test_fallback_storm_from_a_schema_change(tmp_path: Path) -> None:
+    """A schema asks for more than the cheap model gives: each extraction falls back, until it starts at the top."""
+    write_schema(tmp_path, TICKET)
+    async with Drill(tmp_path, policy=POLICY) as drill, drill.traffic(extract, summarize):
+        await drill.calm("FallbackStorm")
+        write_schema(tmp_path, STRICTER)
+        await drill.restart()
+        drill.inject()
+        await drill.fires("FallbackStorm", task="extract", severity="page")
+        await drill.panel_shows("FallbackStorm", above(0.3))
+        route = await drill.trace_names("schema_invalid")
+        assert route.attributes["tracerouter.validation.failures"] == ["required $"]
+        await drill.confine("FallbackStorm")
+        assert await drill.routes() == {"expensive", "cheap"}
+
+
+async def test_provider_429s(tmp_path: Path) -> None:
+    """The cheap model is out of quota: it is left out of the ladder, and nobody waits for it."""
+    write_schema(tmp_path, TICKET)
+    async with Drill(tmp_path, policy=POLICY) as drill, drill.traffic(summarize, answer):
+        await drill.calm("ProviderErrors")
+        drill.upstream.default["small-1"] = "429"
+        drill.inject()
+        await drill.fires("ProviderErrors", model="small", severity="page")
+        await drill.panel_shows("ProviderErrors", above(0.5))
+        await drill.trace_names("rate_limited")
+        await drill.confine("ProviderErrors")
+        assert "fallback" not in await drill.routes()
+
+
+async def test_provider_hang(tmp_path: Path) -> None:
+    """The cheap model answers nothing any more: users wait for its time-out, until a shorter one makes it pass."""
+    write_schema(tmp_path, TICKET)
+    slow = {"small": {"timeout": "11s"}}
+    async with Drill(tmp_path, policy=POLICY, models=slow) as drill, drill.traffic(summarize, answer):
+        await drill.calm("ProviderLatency")
+        drill.upstream.default["small-1"] = "hang"
+        drill.inject()
+        await drill.fires("ProviderLatency", gen_ai_request_model="small-1")
+        await drill.panel_shows("ProviderLatency", above(0.5))
+        await drill.trace_names("timeout")
+        await drill.confine("ProviderLatency")
+
+
+async def test_expensive_model_down(tmp_path: Path) -> None:
+    """Nothing stands behind the last rung: what is sent there fails, until the cheap model may answer alone."""
+    write_schema(tmp_path, TICKET)
+    async with Drill(tmp_path, policy=POLICY) as drill, drill.traffic(summarize, puzzle):
+        await drill.calm("RequestsFailing")
+        drill.upstream.default["large-1"] = "503"
+        drill.inject()
+        await drill.fires("RequestsFailing", severity="page")
+        await drill.prometheus.firing("ProviderErrors")
+        await drill.panel_shows("RequestsFailing", above(0.2))
+        await drill.trace_names("no_rung_left", keep="error")
+        await drill.confine("RequestsFailing")
+        assert await drill.routes() == {"cheap"}
+
+
+async def test_cost_burn_by_one_tenant(tmp_path: Path) -> None:
+    """One tenant of four turns to questions that only the large model gets; its tier confines it to the small one."""
+    write_schema(tmp_path, TICKET)
+    tenants = ("acme", "globex", "initech", "umbrella")
+    keys = [{"key": f"key-of-{name}", "tenant": name, "tier": "free" if name == "acme" else "paid"} for name in tenants]
+    (tmp_path / "keys.json").write_text(json.dumps(keys))
+    prices = {"small": {"price": {"input": 100, "output": 400}}, "large": {"price": {"input": 2500, "output": 9000}}}
+    drill = Drill(tmp_path, policy=POLICY, models=prices, keys={"file": "keys.json"})
+
+    def usual(number: int) -> Request:
+        return {**summarize(number), "key": f"key-of-{tenants[number % 4]}"}
+
+    def burning(number: int) -> Request:
+        return {**puzzle(number), "key": "key-of-acme"} if number % 4 == 0 else usual(number)
+
+    async with drill, drill.traffic(usual):
+        await drill.calm("CostBurnTenant")
+        drill.kinds = [burning]
+        drill.inject()
+        await drill.fires("CostBurnTenant", tenant="acme")
+        await drill.panel_shows("CostBurnTenant", lambda samples: _most(samples) == "acme")
+        await drill.trace_names("abstained", keep="share")
+        await drill.confine("CostBurnTenant")
+        assert await drill.routes() == {"cheap"}
+
+
+def _most(samples: Any) -> str | None:
+    return max(samples, key=lambda one: one.value).labels.get("tenant") if samples else None
+
+
+async def test_cache_collapse_after_a_policy_change(tmp_path: Path) -> None:
+    """A new policy keeps nothing any more: what was answered for nothing is paid for, until the line is put back."""
+    write_schema(tmp_path, TICKET)
+    async with Drill(tmp_path, policy=POLICY) as drill, drill.traffic(answer, answer, summarize):
+        await drill.calm("CacheCollapse")
+        drill.change("policy.yaml", cache={"ttl": "1ms"})
+        await drill.restart()
+        drill.inject()
+        await drill.fires("CacheCollapse")
+        await drill.panel_shows("CacheCollapse", lambda samples: any(one.value < 0.1 for one in samples))
+        await drill.trace_names("confident", keep="share")
+        await drill.confine("CacheCollapse")
+        assert "cached" in await drill.routes()
+
+
+async def test_classifier_drift(tmp_path: Path) -> None:
+    """Suddenly everything is one task: until that is understood, the large model has it."""
+    write_schema(tmp_path, TICKET)
+    async with Drill(tmp_path, policy=POLICY) as drill, drill.traffic(summarize, extract, puzzle):
+        await drill.calm("ClassifierDrift", 25)
+        drill.kinds = [summarize]
+        drill.inject()
+        await drill.fires("ClassifierDrift", sign="mix")
+        await drill.panel_shows("ClassifierDrift", above(0.25))
+        await drill.trace_names("confident", keep="share")
+        await drill.confine("ClassifierDrift", resolves=False)  # the mix stays as it is
+        assert await drill.routes() == {"expensive"}
+
+
+async def test_validation_spike(tmp_path: Path) -> None:
+    """The cheap model answers prose where JSON is asked for; with the validator off, it is taken as it is."""
+    write_schema(tmp_path, TICKET)
+
+    def prose(number: int) -> Request:
+        return {
+            "text": f"extract order {number} [[small-1=ok It is seven euros., large-1=ok {json.dumps({'total': 7})}]]"
+        }
+
+    async with Drill(tmp_path, policy=POLICY) as drill, drill.traffic(extract):
+        await drill.calm("ValidationFailureSpike")
+        drill.kinds = [prose]
+        drill.inject()
+        await drill.fires("ValidationFailureSpike", validator="json_schema")
+        await drill.panel_shows("ValidationFailureSpike", above(0.3))
+        await drill.trace_names("schema_invalid")
+        await drill.confine("ValidationFailureSpike", which=1)
+        assert await drill.routes() == {"cheap"}
+
+
+async def test_collector_down(tmp_path: Path) -> None:
+    """Without the collector requests are answered as before, the decision log tells of them, and a restart ends it."""
+    write_schema(tmp_path, TICKET)
+    async with Drill(tmp_path, policy=POLICY) as drill, drill.traffic(summarize, extract):
+        await drill.calm("TelemetryLoss")
+        drill.upstream.default["small-1"] = "500"  # so that there is something to look for in the decision log
+        await drill.collector.kill()
+        drill.inject()
+        await drill.fires("TelemetryLoss", sign="down", severity="page")
+        await drill.panel_shows("TelemetryLoss", lambda up: any(one.value == 0 for one in up), COLLECTOR_UP)
+        assert await drill.routes() == {"cheap", "fallback"}
+        asked = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tracerouter", "trace", "--last", "provider_error", "--config", str(drill.config)),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        said, _ = await asked.communicate()
+        assert "answered by fallback: provider_error; small → large: provider_error" in said.decode()
+        await drill.collector.start()
+        await drill.prometheus.resolved("TelemetryLoss")

@@ -1,0 +1,139 @@
+"""Every query that we ship, asked of a real Prometheus while a real gateway serves mixed traffic with faults."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from typing import TYPE_CHECKING, Any
+
+import promql_parser as pp
+import yaml
+
+from benchmarks import traffic
+from dashboards import queries, resolve
+from dashboards.alerts import ALERTS, RECORDINGS
+from dashboards.promql import at_scale, vocabulary
+from dashboards.rules import rules
+from tests.e2e.drills.drill import SCALE
+from tests.observability import DEMO, KEYS, Collector, Prometheus, Serve, Sink
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Iterator
+    from pathlib import Path
+
+HEALTHY = 28.0
+"""Seconds before the faults: a day before, at the rules' scale."""
+RECENT = "90s"
+"""All of the run."""
+PATIENCE = 15.0
+
+
+async def test_every_query_returns_data(tmp_path: Path, counted: Counter[str]) -> None:
+    """Panels, variables, annotations and rules parse and have data; what is sent is what is promised, and no more."""
+    (tmp_path / "rules.yaml").write_text(rules(SCALE))
+    shutil.copytree(DEMO.parent, tmp_path / "gateway")
+    config = tmp_path / "gateway" / "tracerouter.yaml"
+    _change(config, "large", price={"input": 500, "output": 2000})  # so that half a minute costs what a day does
+    async with (
+        Sink() as sink,
+        Collector(tmp_path, sink) as collector,
+        Prometheus(tmp_path, collector, tmp_path / "rules.yaml") as prometheus,
+        Serve(tmp_path, config, collector) as gateway,
+    ):
+        keys = traffic.read_keys(KEYS)
+        sending = asyncio.create_task(traffic.run(gateway.url, rate=60, keys=keys, seed=1))
+        try:
+            await asyncio.sleep(HEALTHY)
+            sink.status = 400  # what the collector can't pass on now is lost, and counted
+            _change(config, "small", failures=["500"])
+            await gateway.stop()
+            await gateway.start()
+            await prometheus.firing("ProviderErrors")
+            sink.status = 200
+            await _boards_have_data(prometheus, counted)
+            await _rules_have_data(prometheus, counted)
+            await _labels_are_promised(prometheus)
+            await _exemplars_name_kept_traces(prometheus, sink)
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+
+
+def _change(config: Path, model: str, **lines: Any) -> None:
+    told = yaml.safe_load(config.read_text())
+    told["models"][model] |= lines
+    config.write_text(yaml.safe_dump(told))
+
+
+async def _boards_have_data(prometheus: Prometheus, counted: Counter[str]) -> None:
+    asked = [query for query in queries() if query.kind == "promql"]
+    told = {
+        f"{query.board} / {query.panel} {query.ref}: {query.expr}": resolve(query.expr, interval=RECENT, period=RECENT)
+        for query in asked
+    }
+    assert not (empty := await _unanswered(prometheus, told)), "\n".join(["nothing is answered to:", *empty])
+    counted["queries of boards"] += len(asked)
+
+
+async def _unanswered(prometheus: Prometheus, told: dict[str, str]) -> list[str]:
+    """Ask until each was answered once; a scrape that fails under load leaves a gap of a moment."""
+    left = list(told)
+    until = time.monotonic() + PATIENCE
+    while left and time.monotonic() < until:
+        left = [where for where in left if not await prometheus.query(told[where])]
+    return left
+
+
+async def _rules_have_data(prometheus: Prometheus, counted: Counter[str]) -> None:
+    """Every recording rule has values; every series that an alert looks at is there, whether it fires or not."""
+    (groups,) = [(await prometheus.get("rules"))["groups"]]
+    broken = [rule["name"] for group in groups for rule in group["rules"] if rule["health"] != "ok"]
+    assert not broken
+    looked_at = {
+        f"alert {alert.name} {sign}: {selector}": selector
+        for alert in ALERTS
+        for sign, expr in alert.signs.items()
+        for selector in _selectors(pp.parse(at_scale(expr, SCALE)))
+    }
+    looked_at |= {f"recording rule {one.name}": one.name for one in RECORDINGS}
+    told = {where: f"last_over_time({selector}[{RECENT}])" for where, selector in looked_at.items()}
+    assert not (empty := await _unanswered(prometheus, told)), "\n".join(["there is no data for:", *empty])
+    counted["recording rules"] += len(RECORDINGS)
+    counted["alert rules"] += sum(len(alert.signs) for alert in ALERTS)
+
+
+def _selectors(expr: pp.Expr) -> Iterator[str]:
+    """Find the series that an expression reads, without offsets and windows."""
+    match expr:
+        case pp.VectorSelector():
+            matchers = ", ".join(str(one) for one in expr.matchers.matchers)
+            yield f"{expr.name}{{{matchers}}}" if matchers else str(expr.name)
+        case pp.MatrixSelector():
+            yield from _selectors(expr.vector_selector)
+        case pp.BinaryExpr():
+            yield from _selectors(expr.lhs)
+            yield from _selectors(expr.rhs)
+        case pp.Call():
+            for argument in expr.args:
+                yield from _selectors(argument)
+        case pp.AggregateExpr() | pp.ParenExpr() | pp.UnaryExpr() | pp.SubqueryExpr():
+            yield from _selectors(expr.expr)
+
+
+async def _labels_are_promised(prometheus: Prometheus) -> None:
+    """No series of ours has a label that its instrument does not declare."""
+    for sample in await prometheus.query('count by (__name__) ({__name__=~"(tracerouter|gen_ai)_.+"})'):
+        name = sample.labels["__name__"]
+        for one in await prometheus.query(name):
+            assert one.labels.keys() - {"__name__"} <= vocabulary()[name], f"{name}: {sorted(one.labels)}"
+
+
+async def _exemplars_name_kept_traces(prometheus: Prometheus, sink: Sink) -> None:
+    """An exemplar's trace is one that arrived where traces are kept."""
+    found = await prometheus.exemplars('{__name__=~"(tracerouter|gen_ai)_.+_bucket"}')
+    named = {one["labels"]["trace_id"] for one in found}
+    assert len(named) > 20
+    lost_meanwhile = named - sink.traces.keys()
+    assert len(lost_meanwhile) < len(named) / 2
