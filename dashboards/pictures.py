@@ -180,6 +180,7 @@ def _bars(axes: Axes, panel: Mapping[str, Any], asked: Asked) -> None:
     numbers = range(len(found))
     colours = [_colour(one.legend, number) for number, one in enumerate(found)]
     axes.barh(list(numbers), [one.values[-1] for one in found], color=colours, height=0.6)
+    axes.set_ylim(len(found) - 0.4 - max(len(found), 6), len(found) - 0.4)
     longest = max(one.values[-1] for one in found) or 1
     for number, one in zip(numbers, found, strict=True):
         told = f"{one.legend}  {_formatted(one.values[-1], panel)}"
@@ -197,7 +198,7 @@ def _table(axes: Axes, panel: Mapping[str, Any], asked: Asked) -> None:
     columns = list(units)
     rows: dict[str, dict[str, str]] = {}
     for (_, answers), column in zip(asked, columns, strict=False):
-        for one in answers:
+        for one in sorted(answers, key=lambda one: -one.values[-1]):
             rows.setdefault(one.legend, {})[column] = _formatted(one.values[-1], panel, units[column])
     if not rows:
         return _nothing(axes)

@@ -28,7 +28,6 @@ tracerouter policy check policy.yaml --config tracerouter.yaml
 kill -TERM "$(pgrep -of 'tracerouter serve')"      # requests under way are answered first
 tracerouter serve --config tracerouter.yaml        # or what starts it where you are
 ```
-
 """
 
 
@@ -215,7 +214,7 @@ def _step(step: Change | Command) -> str:
 
 
 def _inline(value: object) -> str:
-    written: str = yaml.safe_dump(value, default_flow_style=True, width=10_000)
+    written: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
     return written.removesuffix("\n").removesuffix("\n...")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -15,10 +14,11 @@ import yaml
 
 from dashboards import promql, rules
 from dashboards.alerts import ALERTS, RECORDINGS, Alert, Change
+from tests import observability
 from tracerouter.cli import main as tracerouter
 
 ROOT = Path(__file__).parents[3]
-PROMTOOL = shutil.which("promtool")
+PROMTOOL = observability.PROMTOOL.binary()
 NEVER, ALWAYS = "vector(0) > 1", "vector(1)"
 THRESHOLD = re.compile(r"(?:(?<= > )|(?<= <= ))[\d.]+")
 """What is compared with ``>`` or ``<=``, but for a floor."""
@@ -53,7 +53,7 @@ def mutants(alert: Alert) -> dict[str, Alert]:
     return made
 
 
-def tested_together(alerts: Iterable[Alert]) -> str:
+def seen_together(alerts: Iterable[Alert]) -> str:
     """The tests of `alerts`; what Prometheus sees in several of them, it sees once."""
     written: dict[str, Any] = {}
     tests: dict[str, dict[str, Any]] = {}
@@ -95,6 +95,7 @@ def test_promtool_accepts_the_rules_in_production_and_in_a_drill(tmp_path: Path)
 
 
 @needs_promtool
+@pytest.mark.timeout(300)
 def test_promtool_passes_the_committed_tests() -> None:
     """Every alert fires in its firing cases, and is silent in the others and without traffic."""
     status, told = promtool("test", "rules", ROOT / rules.TESTS)
@@ -107,7 +108,7 @@ def test_every_part_of_a_condition_is_needed(alert: Alert, tmp_path: Path) -> No
     """Without a threshold, a floor or a sign of its own, an alert fails a test of its own."""
     changed = mutants(alert)
     (tmp_path / "rules.yaml").write_text(needed_by(changed.values()), encoding="utf-8")
-    (tmp_path / "rules_test.yaml").write_text(tested_together(changed.values()), encoding="utf-8")
+    (tmp_path / "rules_test.yaml").write_text(seen_together(changed.values()), encoding="utf-8")
     _, told = promtool("test", "rules", tmp_path / "rules_test.yaml")
     assert "parse error" not in told
     caught = set(re.findall(r'ALERTS\{alertname=\\"(.+?)\\"', told))
@@ -237,7 +238,7 @@ def test_lines_are_merged_and_lists_are_replaced() -> None:
     [
         (
             {"expr": "sum(increase(tracerouter_bill_total[{5m}])) > 1"},
-            "alert FallbackStorm: unknown metric 'tracerouter_bill_total'",
+            "alert FallbackStorm: unknown metric 'tracerouter_bill_total' (did you mean 'tracerouter_cost_total'?)",
         ),
         (
             {"query": "sum by (taks) (tracerouter_requests_total)"},
