@@ -899,8 +899,8 @@ ALERTS: Final[tuple[Alert, ...]] = (
         "before. By sign: `traces`, `logs` and `rows` of the decision log were dropped by the router, and `ledger` "
         "entries were not written; the `collector` could not pass on what it had; it is `down`; or it is up, and the "
         "routers' metrics are `absent`.",
-        panel=("telemetry-health", "Traces, logs and rows dropped"),
-        query="sum by (reason) (increase(tracerouter_traces_dropped_total[{10m}]))",
+        panel=("telemetry-health", "Collector up"),
+        query='up{job="tracerouter"}',
         confine=(
             Change(
                 "`traces`, `logs`: send less. Errors, fallbacks, refusals, slow and dear requests are kept all the "
@@ -914,7 +914,7 @@ ALERTS: Final[tuple[Alert, ...]] = (
             ),
         ),
         then="`tracerouter trace --last failed` still works: the decision log is in the store and needs no "
-        "collector. `rows` and `ledger` are about that store: is its disk full or slow? The router's log says why.",
+        'collector. The panel "Traces, logs and rows dropped" beside it tells the reasons. `rows` and `ledger` are about that store: is its disk full or slow? The router\'s log says why.',
         fires=(
             Case(
                 "no trace reaches the collector",

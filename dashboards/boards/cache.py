@@ -54,9 +54,9 @@ BOARD = Board(
                 },
                 unit="percentunit",
                 at_least=0.4,
-                about="""Share of look-ups that were answered from it. A fall to near nothing and a slow recovery: the cache
-                    was emptied by a restart or a policy that changes the keys. A fall that stays: the traffic has
-                    changed.""",
+                about="""Share of look-ups that were answered from it. A fall to near nothing and a slow recovery: the
+                    cache was emptied by a restart or a policy that changes the keys. A fall that stays: the traffic
+                    has changed.""",
                 then=to("route-mix", "Who answers instead?"),
                 each=to("request-drilldown", "Show cached requests", route="cached"),
             ),

@@ -74,8 +74,11 @@ class Drill:
         self._told = {"policy": dict(policy or {}), "models": dict(models or {}), "settings": settings}
         self._stack = AsyncExitStack()
         self._injected = 0.0
+        self.row: dict[str, Any] = {}
+        """What is told of it at the end: alert, seconds, panel, reason code."""
 
     async def __aenter__(self) -> Self:
+        ROWS.append(self.row)
         try:
             await self._start()
         except BaseException:
@@ -161,15 +164,12 @@ class Drill:
         fired = [one for one in found if labels.items() <= one["labels"].items()]
         assert fired, f"{alert} fires with {[one['labels'] for one in found]}, not with {labels}"
         entry = entry_of(alert)
-        row = {"alert": alert, **labels, "seconds": round(seconds, 1), "panel": " / ".join(entry.panel)}
-        ROWS.append(row)
+        self.row |= {"alert": alert, **labels, "seconds": round(seconds, 1), "panel": " / ".join(entry.panel)}
         return fired[0]
 
-    async def panel_shows(
-        self, alert: str, holds: Callable[[list[Sample]], bool], panel: tuple[str, str] | None = None
-    ) -> None:
-        """Ask what the panel that the runbook names asks, or another, until one of its queries shows the trouble."""
-        board, title = panel or entry_of(alert).panel
+    async def panel_shows(self, alert: str, holds: Callable[[list[Sample]], bool]) -> None:
+        """Ask what the panel that the runbook names asks, until one of its queries shows the trouble."""
+        board, title = entry_of(alert).panel
         asked = [resolve(query.expr, interval="3s") for query in queries() if query[:2] == (board, title)]
         assert asked, f"{alert} names a panel {board} / {title}, which has no query"
         until = time.monotonic() + PATIENCE
@@ -190,7 +190,7 @@ class Drill:
                     yield span
 
         await self.sink.until(lambda _: any(route()), PATIENCE)
-        ROWS[-1]["reason"] = reason
+        self.row["reason"] = reason
         return next(route())
 
     async def confine(self, alert: str, which: int = 0, *, resolves: bool = True) -> None:
@@ -237,7 +237,7 @@ class Drill:
 
 
 ROWS: list[dict[str, Any]] = []
-"""A row for each drill that ran, for the terminal's summary."""
+"""Of each drill that ran, for the terminal's summary."""
 
 
 def entry_of(alert: str) -> Alert:

@@ -2,7 +2,7 @@
 
     python -m tests.e2e.drills.scene --minutes 12
 
-Everything is real but the models and the users. The alerts' windows are shortened, so that they fire within the minutes.
+Everything is real but the models and the users. The alerts' windows are shortened, so that they fire in time.
 """
 
 from __future__ import annotations
