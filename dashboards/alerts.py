@@ -914,7 +914,8 @@ ALERTS: Final[tuple[Alert, ...]] = (
             ),
         ),
         then="`tracerouter trace --last failed` still works: the decision log is in the store and needs no "
-        'collector. The panel "Traces, logs and rows dropped" beside it tells the reasons. `rows` and `ledger` are about that store: is its disk full or slow? The router\'s log says why.',
+        "collector. `traces, logs and rows dropped`, the panel beside it, tells the reasons. `rows` and `ledger` are "
+        "about that store: is its disk full or slow? The router's log says why.",
         fires=(
             Case(
                 "no trace reaches the collector",
