@@ -244,7 +244,7 @@ def _formatted(value: float, panel: Mapping[str, Any], unit: str | None = None) 
         return f"${value:.2f}" if abs(value) >= 1 else f"${value:.3g}"
     if unit == "s":
         return f"{value * 1000:.3g} ms" if abs(value) < 1 else f"{value:.3g} s"
-    return f"{value:.3g}" + {"reqps": " req/s", "ops": "/s"}.get(str(unit), "")
+    return (f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}") + {"reqps": " req/s", "ops": "/s"}.get(str(unit), "")
 
 
 def _clock(at: float) -> str:

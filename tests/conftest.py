@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from collections.abc import Generator
-
 _skipped: list[str] = []
-_COUNTED = pytest.StashKey[Counter[str]]()
+_counted: Counter[str] = Counter()
+_said: list[str] = []
+
+
+class Told:
+    """What a test adds to the end of the run; it travels with the test's report, from whichever process ran it."""
+
+    def __init__(self, properties: list[tuple[str, object]]) -> None:
+        self._properties = properties
+
+    def count(self, what: str, number: int = 1) -> None:
+        """Add to a sum, such as of ``queries``."""
+        self._properties.append(("counted", (what, number)))
+
+    def say(self, line: str) -> None:
+        """Add a line."""
+        self._properties.append(("said", line))
 
 
 @pytest.fixture
-def counted(request: pytest.FixtureRequest) -> Counter[str]:
-    """Count what the end of the run tells: ``counted["queries"] += 40``."""
-    return request.config.stash.setdefault(_COUNTED, Counter())
+def told(request: pytest.FixtureRequest) -> Told:
+    """Tell what the end of the run is to show."""
+    return Told(request.node.user_properties)
 
 
 @pytest.fixture(autouse=True)
@@ -29,13 +41,17 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remember what was skipped."""
-    report = yield
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remember what was skipped, and what is to be told."""
     if report.skipped and not hasattr(report, "wasxfail"):
-        _skipped.append(item.nodeid)
-    return report
+        _skipped.append(report.nodeid)
+    if report.when == "teardown":
+        for kind, what in report.user_properties:
+            match kind, what:
+                case "counted", (str(name), int(number)) | [str(name), int(number)]:  # a list, if it came from a worker
+                    _counted[name] += number
+                case "said", line:
+                    _said.append(str(line))
 
 
 @pytest.hookimpl(trylast=True)
@@ -47,8 +63,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what was counted, and which tests were skipped where CI does not allow it."""
-    counted = terminalreporter.config.stash.get(_COUNTED, None)
-    if counted:
-        terminalreporter.write_line(f"checked: {', '.join(f'{number} {what}' for what, number in counted.items())}")
+    for line in _said:
+        terminalreporter.write_line(line)
+    if _counted:
+        terminalreporter.write_line(f"checked: {', '.join(f'{number} {what}' for what, number in _counted.items())}")
     if _skipped and os.environ.get("CI") == "true":
         terminalreporter.write_line(f"skipped, which CI does not allow: {', '.join(_skipped)}")

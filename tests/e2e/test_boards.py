@@ -19,9 +19,10 @@ from tests.e2e.drills.drill import SCALE
 from tests.observability import DEMO, KEYS, Collector, Prometheus, Serve, Sink
 
 if TYPE_CHECKING:
-    from collections import Counter
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.conftest import Told
 
 HEALTHY = 28.0
 """Seconds before the faults: a day before, at the rules' scale."""
@@ -30,7 +31,7 @@ RECENT = "90s"
 PATIENCE = 15.0
 
 
-async def test_every_query_returns_data(tmp_path: Path, counted: Counter[str]) -> None:
+async def test_every_query_returns_data(tmp_path: Path, told: Told) -> None:
     """Panels, variables, annotations and rules parse and have data; what is sent is what is promised, and no more."""
     (tmp_path / "rules.yaml").write_text(rules(SCALE))
     shutil.copytree(DEMO.parent, tmp_path / "gateway")
@@ -53,8 +54,8 @@ async def test_every_query_returns_data(tmp_path: Path, counted: Counter[str]) -
             await gateway.start()
             await prometheus.firing("ProviderErrors")
             sink.status = 200
-            await _boards_have_data(prometheus, counted)
-            await _rules_have_data(prometheus, counted)
+            await _boards_have_data(prometheus, told)
+            await _rules_have_data(prometheus, told)
             await _labels_are_promised(prometheus)
         finally:
             sending.cancel()
@@ -67,26 +68,26 @@ def _change(config: Path, model: str, **lines: Any) -> None:
     config.write_text(yaml.safe_dump(told))
 
 
-async def _boards_have_data(prometheus: Prometheus, counted: Counter[str]) -> None:
+async def _boards_have_data(prometheus: Prometheus, told: Told) -> None:
     asked = [query for query in queries() if query.kind == "promql"]
-    told = {
+    by_place = {
         f"{query.board} / {query.panel} {query.ref}: {query.expr}": resolve(query.expr, interval=RECENT, period=RECENT)
         for query in asked
     }
-    assert not (empty := await _unanswered(prometheus, told)), "\n".join(["nothing is answered to:", *empty])
-    counted["queries of boards"] += len(asked)
+    assert not (empty := await _unanswered(prometheus, by_place)), "\n".join(["nothing is answered to:", *empty])
+    told.count("queries of boards", len(asked))
 
 
-async def _unanswered(prometheus: Prometheus, told: dict[str, str]) -> list[str]:
+async def _unanswered(prometheus: Prometheus, asked: dict[str, str]) -> list[str]:
     """Ask until each was answered once; a scrape that fails under load leaves a gap of a moment."""
-    left = list(told)
+    left = list(asked)
     until = time.monotonic() + PATIENCE
     while left and time.monotonic() < until:
-        left = [where for where in left if not await prometheus.query(told[where])]
+        left = [where for where in left if not await prometheus.query(asked[where])]
     return left
 
 
-async def _rules_have_data(prometheus: Prometheus, counted: Counter[str]) -> None:
+async def _rules_have_data(prometheus: Prometheus, told: Told) -> None:
     """Every recording rule has values; every series that an alert looks at is there, whether it fires or not."""
     (groups,) = [(await prometheus.get("rules"))["groups"]]
     broken = [rule["name"] for group in groups for rule in group["rules"] if rule["health"] != "ok"]
@@ -98,10 +99,10 @@ async def _rules_have_data(prometheus: Prometheus, counted: Counter[str]) -> Non
         for selector in _selectors(pp.parse(at_scale(expr, SCALE)))
     }
     looked_at |= {f"recording rule {one.name}": one.name for one in RECORDINGS}
-    told = {where: f"last_over_time({selector}[{RECENT}])" for where, selector in looked_at.items()}
-    assert not (empty := await _unanswered(prometheus, told)), "\n".join(["there is no data for:", *empty])
-    counted["recording rules"] += len(RECORDINGS)
-    counted["alert rules"] += sum(len(alert.signs) for alert in ALERTS)
+    by_place = {where: f"last_over_time({selector}[{RECENT}])" for where, selector in looked_at.items()}
+    assert not (empty := await _unanswered(prometheus, by_place)), "\n".join(["there is no data for:", *empty])
+    told.count("recording rules", len(RECORDINGS))
+    told.count("alert rules", sum(len(alert.signs) for alert in ALERTS))
 
 
 def _selectors(expr: pp.Expr) -> Iterator[str]:

@@ -1,23 +1,33 @@
-"""Tells at the end which drills ran, and how long on-call would have waited for the alert."""
+"""A drill is told at the end of the run: how long on-call would have waited for the alert, where they look, and why."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.drills.drill import ROWS
+from tests.e2e.drills.drill import Drill
 
 if TYPE_CHECKING:
-    from collections import Counter
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.conftest import Told
+
+Drills = Callable[..., Drill]
 
 
-@pytest.fixture(autouse=True)
-def _drill_counted(counted: Counter[str]) -> None:
-    counted["drills"] += 1
+@pytest.fixture
+def drill_of(tmp_path: Path, told: Told) -> Iterator[Drills]:
+    """Make a drill, of :class:`Drill`'s arguments; use it in ``async with``."""
+    made: list[Drill] = []
 
+    def make(**facts: Any) -> Drill:
+        made.append(Drill(tmp_path, **facts))
+        return made[-1]
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print a row for each drill."""
-    for row in ROWS:
-        terminalreporter.write_line(f"drill: {', '.join(f'{name} {told}' for name, told in row.items())}")
+    yield make
+    for drill in made:
+        told.count("drills")
+        told.say(f"drill: {', '.join(f'{name} {what}' for name, what in drill.row.items())}")

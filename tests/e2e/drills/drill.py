@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import random
 import sys
 import time
@@ -49,6 +50,19 @@ HEALTHY: Final = 10.0
 """Seconds of healthy traffic before the fault: longer than every `for`, and enough for most to be the day before."""
 PATIENCE: Final = 60.0
 
+TICKET: Final = {"type": "object", "required": ["total"], "properties": {"total": {"type": "number"}}}
+POLICY: Final[dict[str, Any]] = {
+    "min_confidence": 0.5,
+    "max_output_tokens": 64,
+    "validate": ["empty"],
+    "cache": {"ttl": "10m"},
+    "tasks": {
+        "extract": {"match": ["^extract"], "validate": ["json_schema"], "schema": "schemas/ticket.json"},
+        "summarize": {"match": ["^summarise"]},
+        "answer": {"match": ["^when"]},
+    },
+}
+
 Request = dict[str, Any]
 """``text``, and what else is asked: ``task`` and ``tenant``, or more of the body."""
 
@@ -56,29 +70,28 @@ _drawn = random.Random(3)
 
 
 class Drill:
-    """Everything that a drill runs on; use it in ``async with``."""
+    """Everything that a drill runs on; use it in ``async with``.
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        policy: Mapping[str, Any] | None = None,
-        models: Mapping[str, Any] | None = None,
-        **settings: Any,
-    ) -> None:
+    Args:
+        folder: Where its files go.
+        models: What `small` and `large` have besides.
+        settings: What ``tracerouter.yaml`` has besides.
+    """
+
+    def __init__(self, folder: Path, *, models: Mapping[str, Any] | None = None, **settings: Any) -> None:
         self.folder = folder
         self.upstream = Upstream()
         self.sink = Sink()
         self.answers: list[str] = []
         """By which route each came."""
-        self._told = {"policy": dict(policy or {}), "models": dict(models or {}), "settings": settings}
+        self._models = dict(models or {})
+        self._settings = settings
         self._stack = AsyncExitStack()
         self._injected = 0.0
         self.row: dict[str, Any] = {}
         """What is told of it at the end: alert, seconds, panel, reason code."""
 
     async def __aenter__(self) -> Self:
-        ROWS.append(self.row)
         try:
             await self._start()
         except BaseException:
@@ -98,10 +111,11 @@ class Drill:
         self.collector = await enter(Collector(self.folder, self.sink))
         self.prometheus = await enter(Prometheus(self.folder, self.collector, rules_file))
         models = openai_models(self.upstream.url)
-        for alias, more in self._told["models"].items():
+        for alias, more in self._models.items():
             models[alias] = {**models[alias], **more}
         telemetry = {"otlp": self.collector.otlp, "metric_interval": "200ms", "keep": {"share": 0.05}}
-        self.config = write(self.folder, models, self._told["policy"], telemetry=telemetry, **self._told["settings"])
+        self.write_schema(TICKET)
+        self.config = write(self.folder, models, POLICY, telemetry=telemetry, **self._settings)
         self.gateway = await enter(Serve(self.folder, self.config, self.collector))
         self._session = await enter(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
 
@@ -222,6 +236,11 @@ class Drill:
         await self.gateway.stop()
         await self.gateway.start()
 
+    def write_schema(self, schema: Mapping[str, Any]) -> None:
+        """Write what extractions are validated by."""
+        (self.folder / "schemas").mkdir(exist_ok=True)
+        (self.folder / "schemas" / "ticket.json").write_text(json.dumps(schema))
+
     def change(self, file: str, **lines: Any) -> None:
         """Put lines into a file, as a hasty colleague would."""
         path = self.folder / file
@@ -234,10 +253,6 @@ class Drill:
             while len(self.answers) < seen + number:
                 await asyncio.sleep(0.05)
         return set(self.answers[seen:])
-
-
-ROWS: list[dict[str, Any]] = []
-"""Of each drill that ran, for the terminal's summary."""
 
 
 def entry_of(alert: str) -> Alert:

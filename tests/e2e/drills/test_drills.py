@@ -11,26 +11,10 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
-from tests.e2e.drills.drill import Drill, Request, above
+from tests.e2e.drills.drill import TICKET, Request, above
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-TICKET = {"type": "object", "required": ["total"], "properties": {"total": {"type": "number"}}}
-STRICTER = {**TICKET, "required": ["total", "currency"]}
-POLICY: dict[str, Any] = {
-    "min_confidence": 0.5,
-    "max_output_tokens": 64,
-    "validate": ["empty"],
-    "cache": {"ttl": "10m"},
-    "tasks": {
-        "extract": {"match": ["^extract"], "validate": ["json_schema"], "schema": "schemas/ticket.json"},
-        "summarize": {"match": ["^summarise"]},
-        "answer": {"match": ["^when"]},
-    },
-}
+    from tests.e2e.drills.conftest import Drills
 
 
 def summarize(number: int) -> Request:
@@ -54,17 +38,11 @@ def puzzle(number: int) -> Request:
     return {"text": f"think about riddle {number}"}
 
 
-def write_schema(folder: Path, schema: dict[str, Any]) -> None:
-    (folder / "schemas").mkdir(exist_ok=True)
-    (folder / "schemas" / "ticket.json").write_bytes(orjson.dumps(schema))
-
-
-async def test_fallback_storm_from_a_schema_change(tmp_path: Path) -> None:
+async def test_fallback_storm_from_a_schema_change(drill_of: Drills) -> None:
     """A schema asks for more than the cheap model gives: each extraction falls back, until it starts at the top."""
-    write_schema(tmp_path, TICKET)
-    async with Drill(tmp_path, policy=POLICY) as drill, drill.traffic(extract, summarize):
+    async with drill_of() as drill, drill.traffic(extract, summarize):
         await drill.calm("FallbackStorm")
-        write_schema(tmp_path, STRICTER)
+        drill.write_schema({**TICKET, "required": ["total", "currency"]})
         await drill.restart()
         drill.inject()
         await drill.fires("FallbackStorm", task="extract", severity="page")
@@ -75,10 +53,9 @@ async def test_fallback_storm_from_a_schema_change(tmp_path: Path) -> None:
         assert await drill.routes() == {"expensive", "cheap"}
 
 
-async def test_provider_429s(tmp_path: Path) -> None:
+async def test_provider_429s(drill_of: Drills) -> None:
     """The cheap model is out of quota: it is left out of the ladder, and nobody waits for it."""
-    write_schema(tmp_path, TICKET)
-    async with Drill(tmp_path, policy=POLICY) as drill, drill.traffic(summarize, answer):
+    async with drill_of() as drill, drill.traffic(summarize, answer):
         await drill.calm("ProviderErrors")
         drill.upstream.default["small-1"] = "429"
         drill.inject()
@@ -89,11 +66,10 @@ async def test_provider_429s(tmp_path: Path) -> None:
         assert "fallback" not in await drill.routes()
 
 
-async def test_provider_hang(tmp_path: Path) -> None:
+async def test_provider_hang(drill_of: Drills) -> None:
     """The cheap model answers nothing any more: users wait for its time-out, until a shorter one makes it pass."""
-    write_schema(tmp_path, TICKET)
     slow = {"small": {"timeout": "11s"}}
-    async with Drill(tmp_path, policy=POLICY, models=slow) as drill, drill.traffic(summarize, answer):
+    async with drill_of(models=slow) as drill, drill.traffic(summarize, answer):
         await drill.calm("ProviderLatency")
         drill.upstream.default["small-1"] = "hang"
         drill.inject()
@@ -103,10 +79,9 @@ async def test_provider_hang(tmp_path: Path) -> None:
         await drill.confine("ProviderLatency")
 
 
-async def test_expensive_model_down(tmp_path: Path) -> None:
+async def test_expensive_model_down(drill_of: Drills) -> None:
     """Nothing stands behind the last rung: what is sent there fails, until the cheap model may answer alone."""
-    write_schema(tmp_path, TICKET)
-    async with Drill(tmp_path, policy=POLICY) as drill, drill.traffic(summarize, puzzle):
+    async with drill_of() as drill, drill.traffic(summarize, puzzle):
         await drill.calm("RequestsFailing")
         drill.upstream.default["large-1"] = "503"
         drill.inject()
@@ -118,14 +93,13 @@ async def test_expensive_model_down(tmp_path: Path) -> None:
         assert await drill.routes() == {"cheap"}
 
 
-async def test_cost_burn_by_one_tenant(tmp_path: Path) -> None:
+async def test_cost_burn_by_one_tenant(drill_of: Drills) -> None:
     """One tenant of four turns to questions that only the large model gets; its tier confines it to the small one."""
-    write_schema(tmp_path, TICKET)
     tenants = ("acme", "globex", "initech", "umbrella")
     keys = [{"key": f"key-of-{name}", "tenant": name, "tier": "free" if name == "acme" else "paid"} for name in tenants]
-    (tmp_path / "keys.json").write_text(json.dumps(keys))
     prices = {"small": {"price": {"input": 100, "output": 400}}, "large": {"price": {"input": 2500, "output": 9000}}}
-    drill = Drill(tmp_path, policy=POLICY, models=prices, keys={"file": "keys.json"})
+    drill = drill_of(models=prices, keys={"file": "keys.json"})
+    (drill.folder / "keys.json").write_text(json.dumps(keys))
 
     def usual(number: int) -> Request:
         return {**summarize(number), "key": f"key-of-{tenants[number % 4]}"}
@@ -148,10 +122,9 @@ def _most(samples: Any) -> str | None:
     return max(samples, key=lambda one: one.value).labels.get("tenant") if samples else None
 
 
-async def test_cache_collapse_after_a_policy_change(tmp_path: Path) -> None:
+async def test_cache_collapse_after_a_policy_change(drill_of: Drills) -> None:
     """A new policy keeps nothing any more: what was answered for nothing is paid for, until the line is put back."""
-    write_schema(tmp_path, TICKET)
-    async with Drill(tmp_path, policy=POLICY) as drill, drill.traffic(answer, answer, summarize):
+    async with drill_of() as drill, drill.traffic(answer, answer, summarize):
         await drill.calm("CacheCollapse")
         drill.change("policy.yaml", cache={"ttl": "1ms"})
         await drill.restart()
@@ -163,10 +136,9 @@ async def test_cache_collapse_after_a_policy_change(tmp_path: Path) -> None:
         assert "cached" in await drill.routes()
 
 
-async def test_classifier_drift(tmp_path: Path) -> None:
+async def test_classifier_drift(drill_of: Drills) -> None:
     """Suddenly everything is one task: until that is understood, the large model has it."""
-    write_schema(tmp_path, TICKET)
-    async with Drill(tmp_path, policy=POLICY) as drill, drill.traffic(summarize, extract, puzzle):
+    async with drill_of() as drill, drill.traffic(summarize, extract, puzzle):
         await drill.calm("ClassifierDrift", 25)
         drill.kinds = [summarize]
         drill.inject()
@@ -177,16 +149,15 @@ async def test_classifier_drift(tmp_path: Path) -> None:
         assert await drill.routes() == {"expensive"}
 
 
-async def test_validation_spike(tmp_path: Path) -> None:
+async def test_validation_spike(drill_of: Drills) -> None:
     """The cheap model answers prose where JSON is asked for; with the validator off, it is taken as it is."""
-    write_schema(tmp_path, TICKET)
 
     def prose(number: int) -> Request:
         return {
             "text": f"extract order {number} [[small-1=ok It is seven euros., large-1=ok {json.dumps({'total': 7})}]]"
         }
 
-    async with Drill(tmp_path, policy=POLICY) as drill, drill.traffic(extract):
+    async with drill_of() as drill, drill.traffic(extract):
         await drill.calm("ValidationFailureSpike")
         drill.kinds = [prose]
         drill.inject()
@@ -197,10 +168,9 @@ async def test_validation_spike(tmp_path: Path) -> None:
         assert await drill.routes() == {"cheap"}
 
 
-async def test_collector_down(tmp_path: Path) -> None:
+async def test_collector_down(drill_of: Drills) -> None:
     """Without the collector requests are answered as before, the decision log tells of them, and a restart ends it."""
-    write_schema(tmp_path, TICKET)
-    async with Drill(tmp_path, policy=POLICY) as drill, drill.traffic(summarize, extract):
+    async with drill_of() as drill, drill.traffic(summarize, extract):
         await drill.calm("TelemetryLoss")
         drill.upstream.default["small-1"] = "500"  # so that there is something to look for in the decision log
         await drill.collector.kill()
