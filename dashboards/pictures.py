@@ -47,6 +47,8 @@ _COLOURS: Final[Mapping[str, str]] = {
     "failed": "#f2495c",
 }
 _OTHERS: Final = ("#5794f2", "#ff9830", "#73bf69", "#b877d9", "#f2495c", "#fade2a", "#8ab8ff", "#96d98d", "#8e8e8e")
+_MANY: Final = 100
+"""From here on digits after the point say nothing."""
 _BACK: Final = "#f7f8fa"
 _INK: Final = "#24292e"
 
@@ -181,7 +183,9 @@ def _bars(axes: Axes, panel: Mapping[str, Any], asked: Asked) -> None:
     colours = [_colour(one.legend, number) for number, one in enumerate(found)]
     axes.barh(list(numbers), [one.values[-1] for one in found], color=colours, height=0.6)
     axes.set_ylim(len(found) - 0.4 - max(len(found), 6), len(found) - 0.4)
-    longest = max(one.values[-1] for one in found) or 1
+    share = panel["fieldConfig"]["defaults"].get("unit") == "percentunit"
+    longest = 1.0 if share else max(one.values[-1] for one in found) or 1.0
+    axes.set_xlim(0, longest)
     for number, one in zip(numbers, found, strict=True):
         told = f"{one.legend}  {_formatted(one.values[-1], panel)}"
         axes.text(longest * 0.01, number, told, va="center", fontsize=6.5)
@@ -238,13 +242,15 @@ def _series(found: Mapping[str, Any], legend: str) -> Series:
 
 def _formatted(value: float, panel: Mapping[str, Any], unit: str | None = None) -> str:
     unit = unit or panel["fieldConfig"]["defaults"].get("unit")
+    if unit == "short" and float(value).is_integer() or abs(value) >= _MANY:
+        return f"{value:,.0f}"
     if unit == "percentunit":
         return f"{value * 100:.3g} %"
     if unit == "currencyUSD":
         return f"${value:.2f}" if abs(value) >= 1 else f"${value:.3g}"
     if unit == "s":
         return f"{value * 1000:.3g} ms" if abs(value) < 1 else f"{value:.3g} s"
-    return (f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}") + {"reqps": " req/s", "ops": "/s"}.get(str(unit), "")
+    return f"{value:.3g}" + {"reqps": " req/s", "ops": "/s"}.get(str(unit), "")
 
 
 def _clock(at: float) -> str:

@@ -191,7 +191,9 @@ class TelemetryOf(Written):
 
     otlp: AnyHttpUrl | None = Field(default=None, description="OTLP/HTTP endpoint, such as http://127.0.0.1:4318")
     console: bool = False
-    metric_interval: Positive = 60.0
+    metric_interval: Annotated[Positive, Field(le=60)] = Field(
+        default=60.0, description="At most 60s: the alerts look at five minutes"
+    )
     hash_users: bool = False
     keep: KeepOf = KeepOf()
 
@@ -230,8 +232,13 @@ class Deployment:
     keys: Keys | None
 
 
-def load(path: Path, *, serves: bool = True) -> Deployment:
+def load(path: Path, *, serves: bool = True, **host: Any) -> Deployment:
     """Build everything that the file at `path` describes; API keys are read only if it `serves`.
+
+    Args:
+        path: ``tracerouter.yaml``.
+        serves: Whether API keys are needed.
+        host: ``span_processors`` and ``resource`` of a service that traces itself, if they are to take our spans.
 
     Raises:
         ConfigError: Names file, line, key, what was found, and the nearest right name.
@@ -239,11 +246,11 @@ def load(path: Path, *, serves: bool = True) -> Deployment:
     beside = str(path.parent.resolve())
     if beside not in sys.path:
         sys.path.append(beside)  # `my.module:name` may lie there, as may the files it names
-    return build(read(path, Settings, variables=True), path.parent, serves=serves)
+    return build(read(path, Settings, variables=True), path.parent, serves=serves, **host)
 
 
-def build(settings: Settings, folder: Path = Path(), *, serves: bool = True) -> Deployment:
-    """Build everything that `settings` describe; relative paths count from `folder`.
+def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **host: Any) -> Deployment:
+    """Build everything that `settings` describe; relative paths count from `folder`. `host` is as of :func:`load`.
 
     Raises:
         ConfigError: Something that they name is not there.
@@ -257,7 +264,7 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True) -> 
     classifiers = [_classifier(one, policy, folder) for one in settings.classifier]
     store = SqliteStore(store_path(settings.store, folder))
     ledger = SqliteLedger(store)
-    telemetry = _telemetry(settings.telemetry, policy, store)
+    telemetry = _telemetry(settings.telemetry, policy, store, host)
     telemetry.instruments.tenant_spend.read = ledger.tenant_spend
     telemetry.instruments.decisions_dropped.read = lambda: store.dropped_by_reason
     telemetry.instruments.entries_lost.read = lambda: store.lost_by_reason
@@ -383,7 +390,7 @@ def _classifier(found: object, policy: Policy, folder: Path) -> Classifier:
     return made
 
 
-def _telemetry(found: TelemetryOf, policy: Policy, store: SqliteStore) -> Telemetry:
+def _telemetry(found: TelemetryOf, policy: Policy, store: SqliteStore, host: Mapping[str, Any]) -> Telemetry:
     keep = Keep(found.keep.share, found.keep.slow, found.keep.dear, found.keep.parent)
     facts: dict[str, Any] = {
         "keep": keep,
@@ -392,6 +399,7 @@ def _telemetry(found: TelemetryOf, policy: Policy, store: SqliteStore) -> Teleme
         "secret": store.secret(),
         "hash_users": found.hash_users,
         "delay": TELEMETRY_DELAY,
+        **{name: value for name, value in host.items() if value},
     }
     endpoint = _endpoint(found)
     if endpoint:
@@ -411,20 +419,21 @@ def _endpoint(found: TelemetryOf) -> str | None:
     if not told:
         return None
     should_be = "it should be the base of an OTLP/HTTP endpoint, such as http://127.0.0.1:4318"
+    shown = repr(told.rpartition("@")[2])  # what stands before an @ may be a password
     try:
         url = urlsplit(told)
         port = url.port
     except ValueError as error:
-        msg = f"{where}: found {told!r} ({error}); {should_be}"
+        msg = f"{where}: found {shown} ({error}); {should_be}"
         raise ConfigError(msg) from None
     if url.scheme not in {"http", "https"} or not url.hostname:
-        msg = f"{where}: found {told!r}; {should_be}"
+        msg = f"{where}: found {shown}; {should_be}"
         raise ConfigError(msg)
     if url.path.rstrip("/").endswith(("/v1/traces", "/v1/metrics", "/v1/logs")):
-        msg = f"{where}: found {told!r}; leave out {url.path!r}, which each signal adds for itself"
+        msg = f"{where}: found {shown}; leave out {url.path!r}, which each signal adds for itself"
         raise ConfigError(msg)
     if port == _GRPC_PORT:
-        msg = f"{where}: found {told!r}; 4317 is OTLP over gRPC, and we speak OTLP over HTTP: try port 4318"
+        msg = f"{where}: found {shown}; 4317 is OTLP over gRPC, and we speak OTLP over HTTP: try port 4318"
         raise ConfigError(msg)
     return told
 

@@ -12,7 +12,12 @@ import aiohttp
 import openai
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer
+from aiohttp.test_utils import TestClient, TestServer
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 
 import tracerouter
 from tests.gateway import Seen, nanos, openai_models, write
@@ -312,3 +317,42 @@ async def test_a_service_of_under_30_lines(tmp_path: Path, unused_tcp_port: int)
             process.terminate()
             await process.wait()
         assert process.returncode == 0
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+async def test_a_service_that_traces_itself(tmp_path: Path, *, sampled: bool) -> None:
+    """Our spans stand under the service's own, leave by its processor as of its process, and follow its sampler."""
+    exported = InMemorySpanExporter()
+    processor = SimpleSpanProcessor(exported)
+    provider = TracerProvider(resource=Resource({"service.name": "shop"}), sampler=ALWAYS_ON if sampled else ALWAYS_OFF)
+    provider.add_span_processor(processor)
+
+    @web.middleware
+    async def traced(request: web.Request, handler: Any) -> web.StreamResponse:
+        with provider.get_tracer("shop").start_as_current_span("POST /v1/chat/completions"):
+            response: web.StreamResponse = await handler(request)
+        return response
+
+    async with Upstream() as upstream:
+        path = write(tmp_path, {"small": openai_models(upstream.url)["small"]}, {"ladder": ["small"]})
+        router = tracerouter.load(path, span_processors=[processor], resource=provider.resource)
+        app = web.Application(middlewares=[traced])
+        service = Service()
+        app.router.add_post("/v1/chat/completions", service.chat)
+        setup(app, router, wrap=["/v1/chat/completions"])
+        async with TestClient(TestServer(app)) as client:
+            for prompt in ("hello [[ok]]", "hello [[500]]"):
+                body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
+                async with client.post("/v1/chat/completions", json=body) as response:
+                    assert response.status == 200
+    spans = exported.get_finished_spans()
+    if not sampled:
+        assert not spans
+        return
+    host = {span.context.span_id: span for span in spans if span.name.startswith("POST")}
+    routes = [span for span in spans if span.name.startswith("route ")]
+    assert len(host) == len(routes) == 2
+    for route in routes:
+        assert route.parent is not None
+        assert host[route.parent.span_id].context.trace_id == route.context.trace_id
+    assert {span.resource.attributes["service.name"] for span in spans} == {"shop"}

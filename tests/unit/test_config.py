@@ -172,6 +172,8 @@ async def test_the_defaults_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ({"telemetry": {"keep": {"share": -0.1}}}, "telemetry.keep.share: found -0.1; input should be greater than"),
         ({"telemetry": {"keep": {"parent": "x"}}}, "telemetry.keep.parent: found 'x'; known are honour, ignore"),
         ({"telemetry": {"otlp": "http://127.0.0.1:4317"}}, "telemetry.otlp: found 'http://127.0.0.1:4317/'; 4317 is"),
+        ({"telemetry": {"metric_interval": "2m"}}, "telemetry.metric_interval: found '2m'"),
+        ({"telemetry": {"otlp": "http://u:secret@127.0.0.1:4317"}}, "telemetry.otlp: found '127.0.0.1:4317/'; 4317"),
         ({"telemetry": {"otlp": "http://c:4318/v1/traces"}}, "leave out '/v1/traces', which each signal adds"),
         ({"telemetry": {"otlp": "collector:4317"}}, "telemetry.otlp: found 'collector:4317'; URL scheme should be"),
         ({"max_body": 1}, "max_body: found 1"),

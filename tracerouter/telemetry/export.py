@@ -7,11 +7,12 @@ import logging
 import os
 import secrets
 import threading
+import time
 import uuid
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -43,8 +44,8 @@ _TOGETHER = 32
 GRACE = 3.0
 """Seconds that exporters have to send what is left when the process ends."""
 
-_LAST = 0.5
-"""Seconds more, for what ends as soon as it is told to."""
+LOST: Final[list[ReadableSpan]] = []
+"""Stands for the spans beneath an HTTP request's that found no room."""
 
 CAPTURE_VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 
@@ -175,26 +176,17 @@ class Telemetry:
     def close(self) -> None:
         """Flush and stop every exporter; blocks while they send, about :data:`GRACE` where they can't."""
         self.flush()
-        stopping = threading.Thread(target=self._shut_down, name="tracerouter-telemetry-close", daemon=True)
-        stopping.start()
-        stopping.join(GRACE)
-        if (
-            stopping.is_alive()
-        ):  # a collector hangs: nothing can end what waits for its answer but the end of the process
+        told = (*self.span_processors, self.traces, self.log_provider, self.meter_provider)
+        stopping = [threading.Thread(target=one.shutdown, daemon=True) for one in told if one is not None]
+        for thread in stopping:
+            thread.start()
+        until = time.monotonic() + GRACE
+        for thread in stopping:
+            thread.join(max(0.0, until - time.monotonic()))
+        if any(thread.is_alive() for thread in stopping):  # what waits for a hung collector ends with the process
             for exporter in self.exporters:
                 exporter.shutdown()  # no retries from here on
-            stopping.join(_LAST)
             log.warning("telemetry that could not be sent in %.0f s is lost", GRACE)
-
-    def _shut_down(self) -> None:
-        for processor in self.span_processors:
-            processor.shutdown()
-        if self.traces is not None:
-            self.traces.shutdown()
-        if self.log_provider is not None:
-            self.log_provider.shutdown()
-        if self.meter_provider is not None:
-            self.meter_provider.shutdown()
 
     def _finish(self, record: Record) -> Told:
         told, keep = projections.row(record), self.keep.why(record)
@@ -220,35 +212,46 @@ class Telemetry:
             log.warning(
                 "request %s %s: %s (%s)", record.request_id, record.outcome, record.reason, tried or "none tried"
             )
-        if self._logger is not None and (self.log_backlog is None or self.log_backlog.reserve()):
-            self._logger.emit(projections.log_record(record, told))
         if self.decisions is not None:
             self.decisions.append(told, projections.timeline_rows(record) if keep else None)
+        if self._logger is not None:
+            said = projections.log_record(record, told)
+            if self.log_backlog is None or self.log_backlog.reserve():
+                self._logger.emit(said)
+        made = None if keep is None else projections.spans(record, told, keep, self.resource, self.scope)
         above = record.timeline.above
         if above is not None and above.end_ns and above not in to_come:
             above = None  # it has been told: this is the work of a task that outlived it
-        if keep is not None and self.traces is not None and not (above is not None and above.beneath):
-            keep = keep if self.traces.reserve() else None  # an exemplar must not name a trace that is lost
-        projections.measure(record, keep, self.instruments, self.tasks)
-        if keep is None or not (self.traces or self.span_processors):
-            return
-        made = projections.spans(record, told, keep, self.resource, self.scope)
-        self._process(made)
+        queued = made is not None and self._queue(made, above)
+        # an exemplar must not name a trace that is lost
+        projections.measure(record, keep if queued else None, self.instruments, self.tasks)
+        if made is not None:
+            self._process(made)
+
+    def _queue(self, made: list[ReadableSpan], above: Note | None) -> bool:
+        """Queue a trace, or keep it until the HTTP request `above` has ended; False where it is lost."""
         if self.traces is None:
-            return
+            return True
         if above is None:
-            self.traces.put(made)
-        else:
-            above.beneath = [*(above.beneath or ()), *made]
+            room = self.traces.reserve()
+            if room:
+                self.traces.put(made)
+            return room
+        if above.beneath is None:  # the first that was routed in it takes the room for all
+            above.beneath = [] if self.traces.reserve() else LOST
+        if above.beneath is LOST:
+            return False
+        above.beneath += made
+        return True
 
     def _tell_served(self, timeline: Timeline) -> None:
         note = timeline.root
         made = projections.server_span(timeline, self.resource, self.scope)
         self._process([made])
-        alone = names.KEEP in note.attributes
-        if self.traces is not None and (note.beneath or (alone and self.traces.reserve())):
-            self.traces.put([*(note.beneath or ()), made])  # where the spans beneath are lost, so is this one
-            note.beneath = None
+        if self.traces is None or note.beneath is LOST:
+            return  # what it stands above is lost, and it would stand alone
+        if note.beneath or self.traces.reserve():
+            self.traces.put([*(note.beneath or ()), made])
 
     def _process(self, made: list[ReadableSpan]) -> None:
         for processor in self.span_processors:
@@ -258,6 +261,8 @@ class Telemetry:
 
 def over_otlp(endpoint: str, *, metric_interval: float = 60.0, waiting: int = TRACES, **facts: Any) -> Telemetry:
     """Send traces, metrics and logs to an OTLP/HTTP `endpoint` such as ``http://127.0.0.1:4318``.
+
+    Where `facts` name span processors of the host's own, traces go to those alone.
 
     Args:
         endpoint: Without the ``/v1/…`` paths.
@@ -304,7 +309,7 @@ def _batched(
     logs = LoggerProvider(process, shutdown_on_exit=False)
     logs.add_log_record_processor(BatchLogRecordProcessor(CountedLogs(to_logs, backlog), max_queue_size=LOGS))
     return Telemetry(
-        traces=TraceQueue(to_spans, instruments.traces_dropped, waiting),
+        traces=None if facts.get("span_processors") else TraceQueue(to_spans, instruments.traces_dropped, waiting),
         log_provider=logs,
         log_backlog=backlog,
         exporters=exporters,

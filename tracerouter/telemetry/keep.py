@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from tracerouter.telemetry.timeline import Timeline
 
 _TRACE_ID_SPACE = 1 << 56
-"""Of a random trace id's 128 bits the last 56 are compared, as W3C Trace Context 2 sets them aside for sampling."""
+"""Of a trace id the last 56 bits are compared, which W3C Trace Context 2 makes random. The high end of them is kept, as
+OpenTelemetry's consistent probability sampling does: whoever samples in that way keeps the same traces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Keep:
         """
         if self.share >= 1:
             return "all"
-        return "share" if trace_id % _TRACE_ID_SPACE < self.share * _TRACE_ID_SPACE else None
+        return "share" if trace_id % _TRACE_ID_SPACE >= (1 - self.share) * _TRACE_ID_SPACE else None
 
     def _telling(self, record: Record) -> str | None:
         if record.error_type is not None:

@@ -6,7 +6,9 @@ is one item, and it is asked whether there is room before it is made.
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
@@ -22,9 +24,12 @@ if TYPE_CHECKING:
     from tracerouter.telemetry.metrics import CounterOf
 
 TRACES: Final = 1024
-"""Traces that may wait for their exporter: some 15 MB, and half a second of a busy process."""
+"""Traces that may wait for their exporter: some 15 MB, and half a second of a busy process. Where prompts and answers
+are recorded they come on top: it is the number that is bounded."""
 LOGS: Final = 4096
 """Log records that may wait for theirs: as much."""
+_DELAY_MS: Final = 1000
+"""Until a batch that is not full is sent: less than a collector waits for the rest of a trace whose root it has."""
 _TRACES_A_BATCH: Final = 64
 """About as many spans as the SDK's own default of 512."""
 
@@ -44,6 +49,13 @@ class Backlog:
         self._lock = threading.Lock()
         for reason in ("queue_full", "export_failed"):
             lost.add(0, reason)  # a counter that is there from the start shows its first loss as growth
+        forget = weakref.WeakMethod(self._forget)
+        os.register_at_fork(after_in_child=lambda: (itself := forget()) and itself())
+
+    def _forget(self) -> None:
+        """Begin anew in a forked process, where the SDK's queues are empty."""
+        self._waiting = 0
+        self._lock = threading.Lock()
 
     def reserve(self) -> bool:
         """Take the room of one item; False, and counted, where there is none."""
@@ -75,7 +87,7 @@ class TraceQueue:
     def __init__(self, exporter: SpanExporter, lost: CounterOf, limit: int = TRACES) -> None:
         self._backlog = Backlog(limit, lost)
         self._processor = BatchSpanProcessor(
-            _Unpacked(exporter, self._backlog), limit, max_export_batch_size=min(limit, _TRACES_A_BATCH)
+            _Unpacked(exporter, self._backlog), limit, _DELAY_MS, min(limit, _TRACES_A_BATCH)
         )
 
     def reserve(self) -> bool:

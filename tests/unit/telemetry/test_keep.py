@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry import trace
+from opentelemetry.sdk.trace._sampling_experimental import composable_traceid_ratio_based, composite_sampler
+from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from tests.gateway import Seen
@@ -132,6 +134,14 @@ def test_the_share_is_by_trace_id(trace_id: int, one: float, other: float) -> No
     assert in_share(1, trace_id)
     assert not in_share(0, trace_id)
     assert in_share(one, trace_id) == in_share(one, trace_id % (1 << 56))  # W3C's random bits
+
+
+@given(TRACE_ID, st.sampled_from([0.0, 0.05, 0.25, 0.5, 0.9, 1.0]))
+def test_the_share_is_that_of_opentelemetrys_sampler(trace_id: int, share: float) -> None:
+    """A service that samples consistently, as OpenTelemetry's own sampler does, keeps the same traces."""
+    sampler = composite_sampler(composable_traceid_ratio_based(share))
+    sampled = sampler.should_sample(None, trace_id, "route").decision is Decision.RECORD_AND_SAMPLE
+    assert in_share(share, trace_id) == sampled
 
 
 def in_share(share: float, trace_id: int) -> bool:

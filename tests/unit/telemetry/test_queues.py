@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from tests.unit.test_router import rig
@@ -156,6 +158,52 @@ async def test_where_a_trace_is_lost_its_http_request_is_too(told: Told) -> None
     told.queue.force_flush()
     assert timeline.trace_id not in told.exporter.traces()
     assert told.lost == {"queue_full": 1}
+
+
+async def test_a_trace_without_room_is_lost_whole_though_a_part_of_it_came_later(told: Told) -> None:
+    """Of two requests under one HTTP request the second is not sent alone when the first found no room."""
+    told.exporter.may_go.clear()
+    with_models = rig("fine", telemetry=told.telemetry)
+    for n in range(5):
+        await with_models.router.route(Task.chat(f"hello {n}"))
+    timeline = Timeline()
+    with timeline.server("POST /"):
+        await with_models.router.route(Task.chat("no room"))
+        told.exporter.may_go.set()
+        told.queue.force_flush()
+        await with_models.router.route(Task.chat("room again"))
+    told.telemetry.server_ended(timeline)
+    told.queue.force_flush()
+    assert timeline.trace_id not in told.exporter.traces()
+
+
+async def test_what_breaks_on_the_way_takes_no_room(told: Told) -> None:
+    """A host's processor that raises costs its own spans: the queue does not fill up with what never went into it."""
+    told.telemetry.span_processors = [Breaking()]
+    with_models = rig("fine", telemetry=told.telemetry)
+    for n in range(20):
+        await with_models.router.route(Task.chat(f"hello {n}"))
+        told.queue.force_flush()
+    assert not told.lost
+    assert len(told.exporter.traces()) == 20
+
+
+class Breaking(SpanProcessor):
+    """A processor with a fault."""
+
+    def on_end(self, span: ReadableSpan) -> None:
+        raise RuntimeError(span.name)
+
+
+def test_a_forked_process_begins_with_an_empty_queue() -> None:
+    """What waited in the parent does not take the child's room: the SDK's queues are empty there."""
+    backlog = Backlog(1, Instruments().logs_dropped)
+    assert backlog.reserve()
+    child = os.fork()
+    if not child:
+        os._exit(0 if backlog.reserve() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert not backlog.reserve()
 
 
 async def test_work_that_outlives_its_http_request_is_told(told: Told) -> None:
