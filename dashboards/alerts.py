@@ -24,6 +24,8 @@ HISTORY: Final = 200
 """Of the day before. With fewer there is no "usual", and the absolute threshold alone decides."""
 USD: Final = 1
 """USD in an hour."""
+TENS: Final = 3
+"""Of minutes, for which there is data of the day before."""
 
 # Thresholds.
 SERVED: Final = 0.995
@@ -47,6 +49,8 @@ DEARER: Final = 3
 DEAR: Final = 20
 """USD an hour, where there is no day before to compare with."""
 ONE_TENANT: Final = 0.5
+MORE_OF_ALL: Final = 0.25
+"""The share of all spend by which a tenant's own has grown since the day before."""
 CACHED: Final = 0.1
 """The share of requests from which the cache is worth a ticket."""
 UNSTABLE: Final = 0.25
@@ -194,13 +198,20 @@ _BY_CLASSIFIER: Final = 'tracerouter_classifications_total{classifier!="hint"}'
 _PROVIDER_FAILED: Final = 'tracerouter_attempts_total{error_type=~"timeout|rate_limited|provider_error"}'
 _SPEND: Final = 'tracerouter_tenant_spend{period="day"}'
 _CALLS: Final = "gen_ai_client_operation_duration_seconds"
-_NOT_SENT: Final = ("otelcol_exporter_send_failed_spans_total", "otelcol_exporter_send_failed_log_records_total")
+_TOO_EARLY: Final = "otelcol_processor_tail_sampling_sampling_trace_dropped_too_early_total"
+_NOT_SENT: Final = (
+    "otelcol_exporter_send_failed_spans_total",
+    "otelcol_exporter_send_failed_log_records_total",
+    "otelcol_exporter_enqueue_failed_spans_total",
+    "otelcol_exporter_enqueue_failed_log_records_total",
+)
 _SENT: Final = ("otelcol_exporter_sent_spans_total", "otelcol_exporter_sent_log_records_total")
 
 
-def _slow_calls(window: str) -> str:
-    calls = _grown(f"{_CALLS}_count", window, "gen_ai_request_model")
-    return f'1 - {_grown(f"""{_CALLS}_bucket{{le=~"{SLOW}"}}""", window, "gen_ai_request_model")} / ({calls} > 0)'
+def _slow_calls(window: str, offset: str = "", least: str = "> 0") -> str:
+    calls = _grown(f"{_CALLS}_count", window, "gen_ai_request_model", offset)
+    fast = _grown(f'{_CALLS}_bucket{{le=~"{SLOW}"}}', window, "gen_ai_request_model", offset)
+    return f"1 - {fast} / ({calls} {least})"
 
 
 def _confidence(window: str, offset: str = "", least: str = "> 0") -> str:
@@ -259,6 +270,11 @@ RECORDINGS: Final[tuple[Recording, ...]] = (
     Recording("tracerouter:slow_call_ratio:5m", _slow_calls("5m"), "Share of model calls slower than 10 s."),
     Recording("tracerouter:slow_call_ratio:1h", _slow_calls("1h"), "Share of model calls slower than 10 s."),
     Recording(
+        "tracerouter:slow_call_ratio:1d",
+        _slow_calls("1d", " offset {1h}", f">= {HISTORY}"),
+        "Share of model calls slower than 10 s.",
+    ),
+    Recording(
         "tracerouter:overhead_p95:10m",
         f"histogram_quantile(0.95, {_grown('tracerouter_overhead_duration_seconds_bucket', '10m', 'le')})",
         "Seconds that 95 % of requests do not exceed, less the wait for providers.",
@@ -267,8 +283,9 @@ RECORDINGS: Final[tuple[Recording, ...]] = (
     Recording("tracerouter:cost_per_hour:1h", _grown("tracerouter_cost_total", "1h"), "USD an hour."),
     Recording(
         "tracerouter:cost_per_hour:1d",
-        "avg_over_time(tracerouter:cost_per_hour:10m[{1d}] offset {1h}) and tracerouter:cost_per_hour:10m offset {90m}",
-        "USD an hour of the day before; absent in the first hour and a half, when a mean would be of too little.",
+        "avg_over_time(tracerouter:cost_per_hour:10m[{1d}] offset {1h}) "
+        f"and count_over_time(tracerouter:cost_per_hour:10m[{{1d}}:{{10m}}] offset {{1h}}) >= {TENS}",
+        "USD an hour of the day before; absent at first, when a mean would be of too little.",
     ),
     Recording(
         "tracerouter:tenant_cost:1h",
@@ -277,13 +294,13 @@ RECORDINGS: Final[tuple[Recording, ...]] = (
     ),
     Recording(
         "tracerouter:tenant_share:1h",
-        "tracerouter:tenant_cost:1h / ignoring (tenant) group_left () (sum(tracerouter:tenant_cost:1h) > 0)",
+        f"tracerouter:tenant_cost:1h / on () group_left () ({_grown('tracerouter_cost_total', '1h')} > 0)",
         "A tenant's share of the spend.",
     ),
     Recording(
         "tracerouter:tenant_share:1d",
-        f"max by (tenant) (increase({_SPEND}[{{1d}}] offset {{1h}})) / ignoring (tenant) group_left () "
-        f"(sum(max by (tenant) (increase({_SPEND}[{{1d}}] offset {{1h}}))) >= {USD})",
+        f"max by (tenant) (increase({_SPEND}[{{1d}}] offset {{1h}})) / on () group_left () "
+        f"({_grown('tracerouter_cost_total', '1d', '', ' offset {1h}')} >= {USD})",
         "A tenant's share of the spend.",
     ),
     Recording("tracerouter:classifications:1h", _grown(_BY_CLASSIFIER, "1h"), "Labels that no caller gave."),
@@ -315,8 +332,10 @@ def _dropped(counter: str) -> str:
     return f"{_grown(counter, '10m')} / tracerouter:requests:10m > {LOST} {_REQUESTS_NOW}"
 
 
-def _either(series: tuple[str, str]) -> str:
-    return f"sum by (exporter) ({' or '.join(f'increase({one}[{{10m}}])' for one in series)})"
+def _together(series: tuple[str, ...]) -> str:
+    """Add up counters of which some may not be there yet; `or` needs a label to tell them apart."""
+    each = (f'label_replace(increase({one}[{{10m}}]), "counted", "{one}", "", "")' for one in series)
+    return f"sum by (exporter) ({' or '.join(each)})"
 
 
 _TRACES: Final = (
@@ -348,8 +367,10 @@ def _validated(status: str) -> str:
     return f'tracerouter_validations_total{{validator="json_schema", status="{status}"}}'
 
 
-def _spends(tenants: Mapping[str, Phases]) -> dict[str, Phases]:
-    return {f'tracerouter_tenant_spend{{tenant="{name}", period="day"}}': life for name, life in tenants.items()}
+def _spends(tenants: Mapping[str, Phases], total: Phases) -> dict[str, Phases]:
+    """What each tenant has spent today, beside the cost of all."""
+    each = {f'tracerouter_tenant_spend{{tenant="{name}", period="day"}}': life for name, life in tenants.items()}
+    return {**each, 'tracerouter_cost_total{model="large", role="expensive"}': total}
 
 
 def _mix(extract: float, summarize: float, classifier: str = "examples") -> dict[str, Phases]:
@@ -405,6 +426,11 @@ _NONE_LOST: Final = {
     'tracerouter_ledger_lost_total{reason="disk"}': _after_calm(0, 0),
     'otelcol_exporter_sent_spans_total{exporter="otlp_http/traces"}': _after_calm(40, 40),
     'otelcol_exporter_send_failed_spans_total{exporter="otlp_http/traces"}': _after_calm(0, 0),
+}
+
+_ONE_TRACE_LOST: Final[dict[str, Phases]] = {
+    'tracerouter_traces_kept_total{reason="share"}': _after_calm(0.3, 0.3),
+    'tracerouter_traces_dropped_total{reason="queue_full"}': ((0, 200), (1, 1), (0, 9)),
 }
 
 ALERTS: Final[tuple[Alert, ...]] = (
@@ -571,13 +597,14 @@ ALERTS: Final[tuple[Alert, ...]] = (
         name="CostBurnTenant",
         severity="ticket",
         expr=f'(tracerouter:tenant_share:1h{{tenant!="other"}} > {ONE_TENANT} '
-        f"unless tracerouter:tenant_share:1h <= {GROWN} * tracerouter:tenant_share:1d) "
-        f"and tracerouter:tenant_cost:1h >= {USD} and on () count(tracerouter:tenant_cost:1h > 0) > 2",
+        f"unless tracerouter:tenant_share:1h - {MORE_OF_ALL} < tracerouter:tenant_share:1d) "
+        f"and tracerouter:tenant_cost:1h >= {USD} "
+        "and on () (count(tracerouter:tenant_share:1d) or count(tracerouter:tenant_cost:1h > 0) > 2)",
         hold="{10m}",
         summary="Tenant {{ $labels.tenant }} spends more than all others together",
         description="Tenant {{ $labels.tenant }} has {{ $value | humanizePercentage }} of the spend of the last {1h}.",
-        meaning="One of at least three tenants has more than half of an hour's spend, and more than twice its usual "
-        "share.",
+        meaning="It has more than half of an hour's spend, and of all spend a quarter more than the day before; where "
+        "there is no day before, more than half among at least three tenants.",
         panel=("cost-tenants", "Spend by tenant, today"),
         query='topk(5, max by (tenant) (increase(tracerouter_tenant_spend{period="day"}[{1h}])))',
         confine=(
@@ -592,23 +619,46 @@ ALERTS: Final[tuple[Alert, ...]] = (
         fires=(
             Case(
                 "one of four tenants spends ten times as much",
-                _spends({"acme": _THEN_MUCH, "b": _LITTLE, "c": _LITTLE, "d": _LITTLE}),
+                _spends({"acme": _THEN_MUCH, "b": _LITTLE, "c": _LITTLE, "d": _LITTLE}, _after_calm(0.04, 0.13, 70)),
+                {"tenant": "acme"},
+            ),
+            Case(
+                "one of two tenants, though one of those below the 20 has just risen among them",
+                _spends(
+                    {"acme": _THEN_MUCH, "b": _LITTLE, "other": ((0.1, 190), (-19, 1), (0.01, 59))},
+                    _after_calm(0.03, 0.12, 70),
+                ),
+                {"tenant": "acme"},
+            ),
+            Case(
+                "there is no day before",
+                _spends({"acme": ((0.1, 65),), "b": ((0.01, 65),), "c": ((0.01, 65),)}, ((0.12, 65),)),
                 {"tenant": "acme"},
             ),
         ),
         silent=(
-            Case("it always spends most", _spends({"acme": _after_calm(0.1, 0.1, 70), "b": _LITTLE, "c": _LITTLE})),
             Case(
-                "two spend, and a third has stopped",
-                _spends({"acme": _THEN_MUCH, "b": _LITTLE, "c": _after_calm(0.01, 0, 70)}),
+                "it always spends most",
+                _spends({"acme": _after_calm(0.1, 0.1, 70), "b": _LITTLE, "c": _LITTLE}, _after_calm(0.12, 0.12, 70)),
             ),
             Case(
-                "the small tenants together", _spends({"other": _THEN_MUCH, "b": _LITTLE, "c": _LITTLE, "d": _LITTLE})
+                "only two spend, and there is no day before",
+                _spends({"acme": ((0.1, 65),), "b": ((0.01, 65),), "c": ((0, 65),)}, ((0.11, 65),)),
             ),
-            Case("midnight", _spends(dict.fromkeys("abcd", ((0.1, 190), (-19, 1), (0.1, 29))))),
             Case(
-                "from a fifth of the spend to two",
-                _spends({"acme": _after_calm(0.01, 0.035, 70), "b": _LITTLE, "c": _LITTLE, "d": _LITTLE, "e": _LITTLE}),
+                "the small tenants together",
+                _spends({"other": _THEN_MUCH, "b": _LITTLE, "c": _LITTLE, "d": _LITTLE}, _after_calm(0.04, 0.13, 70)),
+            ),
+            Case(
+                "midnight",
+                _spends(dict.fromkeys("abcd", ((0.1, 190), (-19, 1), (0.1, 29))), ((0.4, 220),)),
+            ),
+            Case(
+                "from a tenth of the spend to four",
+                _spends(
+                    {"acme": _after_calm(0.005, 0.035, 70), **dict.fromkeys("bcde", _LITTLE)},
+                    _after_calm(0.045, 0.075, 70),
+                ),
             ),
         ),
     ),
@@ -668,8 +718,8 @@ ALERTS: Final[tuple[Alert, ...]] = (
         meaning="Its labels are distributed otherwise (`mix`: their population stability index is above 0.25), it is "
         "less sure of them (`confidence`), or gives nearly everything one label (`one_label`). The traffic has "
         "changed, or the classifier is wrong, and then requests go the wrong way.",
-        panel=("classifier-validation", "Label population stability"),
-        query="sort_desc(tracerouter:label_share:1h)",
+        panel=("classifier-validation", "Drift"),
+        query="sort_desc(tracerouter:label_share:1h) or tracerouter:confidence:1h or tracerouter:label_stability:1h",
         confine=(
             Change(
                 "Send the label that has grown to the last rung, whatever the classifier's confidence.",
@@ -816,14 +866,15 @@ ALERTS: Final[tuple[Alert, ...]] = (
     Alert(
         name="ProviderLatency",
         severity="ticket",
-        expr=f"{_burns('tracerouter:slow_call_ratio', WORKING)} "
+        expr=f"({_burns('tracerouter:slow_call_ratio', WORKING)} "
+        f"unless tracerouter:slow_call_ratio:5m <= {GROWN} * tracerouter:slow_call_ratio:1d) "
         f"and {_grown(f'{_CALLS}_count', '1h', 'gen_ai_request_model')} >= {SOME}",
         hold="{5m}",
         summary="Model {{ $labels.gen_ai_request_model }} is slow",
         description="{{ $value | humanizePercentage }} of the calls of {{ $labels.gen_ai_request_model }} in the "
         "last {5m} took more than 10 s.",
-        meaning="Users wait. The label is the provider's name of the model; `models` in `tracerouter.yaml` has its "
-        "alias.",
+        meaning="Users wait longer than the day before. The label is the provider's name of the model; `models` in "
+        "`tracerouter.yaml` has its alias.",
         panel=("providers", "Slow calls by model"),
         query="histogram_quantile(0.95, sum by (le, gen_ai_request_model) "
         "(increase(gen_ai_client_operation_duration_seconds_bucket[{10m}])))",
@@ -840,14 +891,15 @@ ALERTS: Final[tuple[Alert, ...]] = (
         fires=(
             Case(
                 "a third of the calls take longer",
-                _calls((60, 0, 180), (40, 20, 60)),
+                _calls((58, 2, 180), (40, 20, 60)),
                 {"gen_ai_request_model": "gpt-5-nano"},
             ),
         ),
         silent=(
             Case("one call in twenty takes longer", _calls((60, 0, 180), (57, 3, 60))),
+            Case("a model that thinks, as the day before", _calls((20, 40, 300))),
             Case("a third takes longer for ten minutes", _calls((60, 0, 180), (40, 20, 10))),
-            Case("it is over", _calls((60, 0, 180), (20, 40, 30), (60, 0, 10))),
+            Case("it is over", _calls((60, 0, 180), (20, 40, 30), (57, 3, 10))),
         ),
     ),
     Alert(
@@ -883,13 +935,15 @@ ALERTS: Final[tuple[Alert, ...]] = (
         name="TelemetryLoss",
         severity="page",
         expr={
-            "traces": f"{_grown('tracerouter_traces_dropped_total', '10m')} / {_TRACES} > {LOST} {_REQUESTS_NOW}",
+            "traces": f"{_grown('tracerouter_traces_dropped_total', '10m')} / ({_TRACES} >= {SOME}) > {LOST}",
             "logs": _dropped("tracerouter_logs_dropped_total"),
             "rows": _dropped("tracerouter_decisions_dropped_total"),
             "ledger": f"{_grown('tracerouter_ledger_lost_total', '10m')} > 0 {_REQUESTS_NOW}",
-            "collector": f"{_either(_NOT_SENT)} / ({_either(_NOT_SENT)} + {_either(_SENT)}) > {LOST} {_REQUESTS_NOW}",
+            "collector": f"{_together(_NOT_SENT)} / {_together((*_NOT_SENT, *_SENT))} > {LOST} {_REQUESTS_NOW}",
+            "sampler": f"{_grown(_TOO_EARLY, '10m')} / ({_grown('tracerouter_traces_kept_total', '10m')} >= {SOME}) "
+            f"> {LOST}",
             "down": f'up{{job="tracerouter"}} == 0 {_REQUESTS_TODAY}',
-            "absent": f"tracerouter:requests:1d >= {REQUESTS} unless on () tracerouter_requests_total "
+            "absent": f"tracerouter:requests:1d >= {REQUESTS} unless on () tracerouter_traces_dropped_total "
             'unless on () up{job="tracerouter"} == 0',
         },
         hold="{2m}",
@@ -897,10 +951,12 @@ ALERTS: Final[tuple[Alert, ...]] = (
         description="{{ $labels.sign }}: {{ $value | humanize }}.",
         meaning="While it fires, other alerts may be silent because they see nothing. Requests are answered as "
         "before. By sign: `traces`, `logs` and `rows` of the decision log were dropped by the router, and `ledger` "
-        "entries were not written; the `collector` could not pass on what it had; it is `down`; or it is up, and the "
-        "routers' metrics are `absent`.",
-        panel=("telemetry-health", "Collector up"),
-        query='up{job="tracerouter"}',
+        "entries were not written; the `collector` could not pass on what it had, or its tail `sampler` had no room "
+        "for a trace until it was whole; it is `down`; or it is up, and the routers' metrics are `absent`.",
+        panel=("telemetry-health", "What gets lost"),
+        query='up{job="tracerouter"} or tracerouter_traces_dropped_total or tracerouter_logs_dropped_total '
+        "or tracerouter_decisions_dropped_total or tracerouter_ledger_lost_total "
+        "or otelcol_exporter_send_failed_spans_total or otelcol_exporter_enqueue_failed_spans_total",
         confine=(
             Change(
                 "`traces`, `logs`: send less. Errors, fallbacks, refusals, slow and dear requests are kept all the "
@@ -914,8 +970,9 @@ ALERTS: Final[tuple[Alert, ...]] = (
             ),
         ),
         then="`tracerouter trace --last failed` still works: the decision log is in the store and needs no "
-        "collector. `traces, logs and rows dropped`, the panel beside it, tells the reasons. `rows` and `ledger` are "
-        "about that store: is its disk full or slow? The router's log says why.",
+        "collector. The reason `queue_full` says that more comes than can be sent, `export_failed` that the "
+        "collector does not take it. `rows` and `ledger` are about that store: is its disk full or slow? The router's "
+        "log says why.",
         fires=(
             Case(
                 "no trace reaches the collector",
@@ -947,6 +1004,17 @@ ALERTS: Final[tuple[Alert, ...]] = (
                 {"sign": "collector", "exporter": "otlp_http/traces"},
             ),
             Case(
+                "where traces go is slow, and the collector's queue full",
+                _NONE_LOST
+                | {'otelcol_exporter_enqueue_failed_spans_total{exporter="otlp_http/traces"}': _after_calm(0, 20)},
+                {"sign": "collector", "exporter": "otlp_http/traces"},
+            ),
+            Case(
+                "traces are dropped before they are whole",
+                _NONE_LOST | {_TOO_EARLY: _after_calm(0, 2)},
+                {"sign": "sampler"},
+            ),
+            Case(
                 "the collector is down",
                 {_requests("cheap"): ((60, 180),)} | _up((0, 179), (-1, 1), (0, 9)),
                 {"sign": "down", "instance": "collector:8889", "job": "tracerouter"},
@@ -963,7 +1031,19 @@ ALERTS: Final[tuple[Alert, ...]] = (
                 "one log record in a hundred is dropped",
                 _NONE_LOST | {'tracerouter_logs_dropped_total{reason="queue_full"}': _after_calm(0, 0.6)},
             ),
-            Case("nobody asks anything", {_requests("cheap"): _after_calm(60, 0)}),
+            Case("nobody asks anything", _NONE_LOST | {_requests("cheap"): _after_calm(60, 0)}),
+            Case(
+                "one trace in a hundred is dropped before it is whole", _NONE_LOST | {_TOO_EARLY: _after_calm(0, 0.06)}
+            ),
+            Case("one trace of the few that are kept", _NONE_LOST | _ONE_TRACE_LOST),
+            Case(
+                "a new process that has not been asked anything yet, after a day of requests",
+                {
+                    f"{_requests('cheap')}": ((60, 180),),
+                    'tracerouter_traces_dropped_total{reason="queue_full"}': ((0, 200),),
+                }
+                | _up((0, 199)),
+            ),
         ),
     ),
 )

@@ -242,7 +242,7 @@ def _series(found: Mapping[str, Any], legend: str) -> Series:
 
 def _formatted(value: float, panel: Mapping[str, Any], unit: str | None = None) -> str:
     unit = unit or panel["fieldConfig"]["defaults"].get("unit")
-    if unit == "short" and float(value).is_integer() or abs(value) >= _MANY:
+    if (unit == "short" and float(value).is_integer()) or abs(value) >= _MANY:
         return f"{value:,.0f}"
     if unit == "percentunit":
         return f"{value * 100:.3g} %"

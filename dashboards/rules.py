@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 
 from dashboards.alerts import ALERTS, RECORDINGS, Alert, Case, Change, Command, Phases, Recording
-from dashboards.promql import at_scale, check
+from dashboards.promql import DashboardError, at_scale, check
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+_LABEL: Final = re.compile(r"\{\{ \$labels\.(\w+) ")
 RULES: Final = Path("collector/prometheus/rules.yaml")
 TESTS: Final = Path("collector/prometheus/rules_test.yaml")
 RUNBOOK: Final = Path("dashboards/runbook.md")
@@ -100,7 +101,11 @@ examples: the alert's labels tell yours. Take the lines out again when the cause
 def _check(alert: Alert) -> None:
     where = f"alert {alert.name}"
     for sign, expr in alert.signs.items():
-        check(expr, f"{where}, sign {sign}" if sign else where)
+        labels = check(expr, f"{where}, sign {sign}" if sign else where)
+        for told in _LABEL.findall(_signed(alert.summary + alert.description, sign)):
+            if told not in labels:
+                msg = f"{where}: its text tells the label {told!r}, which the query does not answer with"
+                raise DashboardError(msg)
     check(alert.query, f"{where}, query of its runbook")
     for case in (*alert.fires, *alert.silent):
         for series in case.series:
@@ -124,8 +129,8 @@ def _rules(alert: Alert) -> list[dict[str, Any]]:
             "for": alert.hold,
             "labels": _labels(alert, sign),
             "annotations": {
-                "summary": alert.summary,
-                "description": alert.description,
+                "summary": _signed(alert.summary, sign),
+                "description": _signed(alert.description, sign),
                 "runbook": f"{RUNBOOK}#{alert.name.lower()}",
                 "dashboard": board,
                 "panel": title,
@@ -133,6 +138,11 @@ def _rules(alert: Alert) -> list[dict[str, Any]]:
         }
         for sign, expr in alert.signs.items()
     ]
+
+
+def _signed(text: str, sign: str) -> str:
+    """Put the sign in: a rule's own labels are not among the `$labels` that Prometheus fills in."""
+    return text.replace("{{ $labels.sign }}", sign)
 
 
 def _labels(alert: Alert, sign: str) -> dict[str, str]:

@@ -324,6 +324,8 @@ class Span:
     service: str
     attributes: dict[str, Any]
     failed: bool
+    start: float
+    """Unix seconds."""
 
 
 @dataclass(frozen=True)
@@ -424,7 +426,8 @@ class Sink:
                 for span in of_scope.spans:
                     ids = span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex()
                     failed = span.status.code == Status.STATUS_CODE_ERROR
-                    self.spans.append(Span(*ids, span.name, service, _values(span.attributes), failed))
+                    start = span.start_time_unix_nano / 1e9
+                    self.spans.append(Span(*ids, span.name, service, _values(span.attributes), failed, start))
         return await self._answer()
 
     async def _take_logs(self, request: web.Request) -> web.Response:

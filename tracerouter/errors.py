@@ -80,6 +80,10 @@ class TooLarge(BadRequest):
     code = "request_too_large"
 
 
+_OF_THE_REQUEST = frozenset({400, 409, 413, 415, 422})
+"""Statuses that blame the request itself, and not who sends it or where to."""
+
+
 class CallerGone(TracerouterError):
     """The caller stopped reading its stream, so there is nobody left to answer."""
 
@@ -93,7 +97,7 @@ class ProviderError(TracerouterError):
         retry_after: Seconds after which the provider asks to be tried again, where it said so.
     """
 
-    reason: ClassVar[str] = "provider_error"
+    reason: str = "provider_error"
     retryable: ClassVar[bool] = False
 
     def __init__(self, message: str, *, status: int | None = None, retry_after: float | None = None) -> None:
@@ -122,7 +126,12 @@ class ContextTooLong(ProviderError):
 
 
 class RequestRejected(ProviderError):
-    """The provider will not take this request (a 4xx other than 429)."""
+    """The provider will not take this request (a 4xx other than 429): the caller's doing, or that of our key or URL."""
+
+    def __init__(self, message: str, *, status: int | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message, status=status, retry_after=retry_after)
+        if status in _OF_THE_REQUEST:
+            self.reason = "bad_request"
 
 
 class Unreachable(ProviderError):

@@ -137,7 +137,7 @@ class Router:
                     await self._keep(hit, decision, attempt, draft)
                     return await self._answer(Status.ANSWERED, draft.reason, attempt.completion, tap, draft)
                 escalation = _escalation(attempt, classification, hit)
-            return draft.end(*_no_answer(decision, deadline))
+            return draft.end(*_no_answer(decision, deadline, draft.attempts))
 
     async def explain(self, task: Task) -> tuple[Classification, Decision]:
         """Say what would be decided for `task`, without calling a model of the ladder.
@@ -409,7 +409,10 @@ def _escalation(attempt: Attempt, classification: Classification, hit: Hit) -> E
     )
 
 
-def _no_answer(decision: Decision, deadline: float) -> tuple[Status, Reason]:
+def _no_answer(decision: Decision, deadline: float, attempts: Sequence[Attempt]) -> tuple[Status, Reason]:
+    last = attempts[-1].reason if attempts else None
+    if last in (Reason.BAD_REQUEST, Reason.CONTEXT_TOO_LONG):  # the caller's doing, which is nobody's outage
+        return Status.REFUSED, last
     if decision.rungs:
         return Status.FAILED, Reason.TIMEOUT if _past(deadline) else Reason.NO_RUNG_LEFT
     return Status.REFUSED, decision.reason

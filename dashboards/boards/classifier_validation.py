@@ -26,13 +26,17 @@ BOARD = Board(
                 each=to("request-drilldown", "Show this label", task="${__field.labels.task}"),
             ),
             timeseries(
-                "Label population stability",
-                {"index": "tracerouter:label_stability:1h"},
+                "Drift",
+                {
+                    "labels (stability index)": "tracerouter:label_stability:1h",
+                    "confidence lost": "clamp_min(tracerouter:confidence:1d - tracerouter:confidence:1h, 0)",
+                    "largest label's share": "max(tracerouter:label_share:1h)",
+                },
                 unit="short",
                 at_most=alerts.UNSTABLE,
-                about="""How far the labels of the last hour are from those of the day before. Under 0.1 nothing has
-                    changed, over the line something has: the label mix beside it shows which label. No data: less than
-                    a day of history.""",
+                about="""The last hour against the day before. The labels' index: under 0.1 nothing has changed, over
+                    the line something has, and the label mix shows what. Confidence lost: over 0.15 the classifier is
+                    unsure. One label with nearly everything: is it right? No data: too little history.""",
             ),
         ),
         row(

@@ -19,6 +19,12 @@ LOST = {
     "decision rows": "tracerouter_decisions_dropped_total",
     "ledger entries": "tracerouter_ledger_lost_total",
 }
+NOT_PASSED_ON = {
+    "queue full": "otelcol_exporter_enqueue_failed_spans_total",
+    "send failed": "otelcol_exporter_send_failed_spans_total",
+    "logs, queue full": "otelcol_exporter_enqueue_failed_log_records_total",
+    "logs, send failed": "otelcol_exporter_send_failed_log_records_total",
+}
 
 BOARD = Board(
     "Telemetry health",
@@ -63,15 +69,22 @@ BOARD = Board(
         row(
             "Does anything get lost?",
             timeseries(
-                "Traces, logs and rows dropped",
+                "What gets lost",
                 {
                     what + ": {{reason}}": f"sum by (reason) (increase({metric}[$__rate_interval])) or on () vector(0)"
                     for what, metric in LOST.items()
-                },
+                }
+                | {
+                    f"collector, {how}: {{{{exporter}}}}": f"""sum by (exporter) (increase({metric}[$__rate_interval]))
+                        or on () vector(0)"""
+                    for how, metric in NOT_PASSED_ON.items()
+                }
+                | {"collector down": '1 - min(up{job="tracerouter"}) or vector(1)'},
                 unit="short",
                 about="""What was to be told and got lost. queue_full: more than the exporter can send, so keep fewer
-                    or add processes; export_failed: the collector does not answer. Lost ledger entries are money that
-                    is not booked: see to the store at once.""",
+                    or add processes; export_failed: the collector does not answer. What the collector loses is for
+                    Tempo or Loki to take. Lost ledger entries are money that is not booked: see to the store at
+                    once.""",
             ),
             timeseries(
                 "Traces kept by reason",

@@ -130,7 +130,7 @@ async def test_when_every_rung_fails(
     assert (found, told["error"]["code"]) == (status, code)
     assert headers["x-request-id"] in told["error"]["message"]
     assert "small: " in told["error"]["message"]
-    assert headers["x-tracerouter-route"] == "failed"
+    assert headers["x-tracerouter-route"] == ("refused" if status == 400 else "failed")
     leaked = json.dumps(told) + str(dict(headers))
     assert not any(word in leaked for word in ("private words", "Traceback", "Bearer", "Incorrect API key"))
 

@@ -193,7 +193,7 @@ class Draft:
         if isinstance(error, (asyncio.CancelledError, CallerGone)):
             self.end(Status.CANCELLED, Reason.CANCELLED)
         elif isinstance(error, BadRequest):
-            self.end(Status.FAILED, Reason.BAD_REQUEST)
+            self.end(Status.REFUSED, Reason.BAD_REQUEST)
         else:
             self.end(Status.FAILED, Reason.INTERNAL)
 

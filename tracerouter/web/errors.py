@@ -50,7 +50,7 @@ def of_bad_request(error: BadRequest) -> Problem:
 
 def of_outcome(outcome: Outcome) -> Problem:
     """Tell why there is no answer: the last attempt's failure decides the status."""
-    if outcome.status is Status.REFUSED:
+    if outcome.status is Status.REFUSED and not outcome.attempts:
         status, message = _REFUSED.get(outcome.reason, (503, "no model is left that may serve this request"))
         return Problem(status, message, outcome.reason)
     tried = ", ".join(f"{a.rung.alias}: {a.reason}" for a in outcome.attempts) or "none was tried"
@@ -92,6 +92,6 @@ def body(problem: Problem, request_id: str) -> bytes:
 
 def _rejected(error: ProviderError, message: str, reason: str) -> Problem:
     """Blame the caller only for what the provider said of the request itself."""
-    if isinstance(error, RequestRejected) and error.status in {400, 413, 422}:
+    if isinstance(error, RequestRejected) and error.reason == Reason.BAD_REQUEST:
         return Problem(400, f"{message}: {error}", "invalid_request")
     return Problem(502, message, reason)

@@ -194,14 +194,21 @@ class Drill:
             await asyncio.sleep(0.2)
         pytest.fail(f"{board} / {title} shows {shown}")
 
-    async def trace_names(self, reason: str, keep: str = "fallback") -> Span:
-        """Wait for a kept trace whose route span has the reason code, sent after the fault, and return that span."""
+    async def trace_names(self, reason: str, keep: str = "fallback", **told: Any) -> Span:
+        """Wait for a kept trace of a request after the fault, whose route span has the reason code; return that span.
+
+        Args:
+            reason: The reason code.
+            keep: Why the trace is kept.
+            told: What else the span must tell, such as ``tenant``.
+        """
+        wanted = {names.REASON: reason, names.KEEP: keep, **{f"tracerouter.{name}": it for name, it in told.items()}}
 
         def route() -> Iterator[Span]:
             for span in self.sink.spans:
-                told = span.attributes
-                if span.name.startswith("route ") and told[names.REASON] == reason and told[names.KEEP] == keep:
-                    yield span
+                if span.name.startswith("route ") and span.start >= self._injected:
+                    if wanted.items() <= span.attributes.items():
+                        yield span
 
         await self.sink.until(lambda _: any(route()), PATIENCE)
         self.row["reason"] = reason

@@ -135,7 +135,9 @@ def durations(text: str) -> list[int]:
 
 def test_one_setting_shortens_every_duration_and_changes_nothing_else() -> None:
     """The rules of a drill are those of production with each duration times the scale."""
-    usual, drill = (re.sub(r":(\d+)(m|h|d)\b", r":\1 \2", rules.rules(scale)) for scale in (1, 1 / 240))  # rules' names
+    usual, drill = (
+        re.sub(r"(\w{3}):(\d+)(m|h|d)\b", r"\1:\2 \3", rules.rules(scale)) for scale in (1, 1 / 240)
+    )  # rules' names
     assert [max(1, round(each / 240)) for each in durations(usual)] == durations(drill)
     assert DURATION.sub("", usual) == DURATION.sub("", drill)
     assert len(durations(usual)) > 100
