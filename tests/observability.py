@@ -245,16 +245,6 @@ class _Server:
         """End it at once, as a crash does."""
         await self.stop(signal.SIGKILL)
 
-    def freeze(self) -> None:
-        """Let it hang: connections are taken, nothing is answered."""
-        assert self._running
-        self._running.signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let it go on."""
-        assert self._running
-        self._running.signal(signal.SIGCONT)
-
     def log(self) -> str:
         """Return the end of what it wrote."""
         if self._running:
@@ -608,12 +598,6 @@ class Prometheus(_Server):
         found = await self.query(expression)
         assert len(found) <= 1, f"{expression} has {len(found)} values"
         return found[0].value if found else None
-
-    async def query_range(self, expression: str, start: float, end: float, step: float) -> list[dict[str, Any]]:
-        """Evaluate an expression over a time (Unix seconds); each series has `metric` and `values`."""
-        parameters = {"query": expression, "start": str(start), "end": str(end), "step": str(step)}
-        found: list[dict[str, Any]] = (await self.get("query_range", **parameters))["result"]
-        return found
 
     async def exemplars(self, expression: str, start: float = 0) -> list[dict[str, Any]]:
         """Return the exemplars of an expression's series: `labels`, `value`, `timestamp` and `seriesLabels`."""

@@ -206,9 +206,9 @@ class Drill:
 
         def route() -> Iterator[Span]:
             for span in self.sink.spans:
-                if span.name.startswith("route ") and span.start >= self._injected:
-                    if wanted.items() <= span.attributes.items():
-                        yield span
+                after = span.name.startswith("route ") and span.start >= self._injected
+                if after and wanted.items() <= span.attributes.items():
+                    yield span
 
         await self.sink.until(lambda _: any(route()), PATIENCE)
         self.row["reason"] = reason

@@ -79,12 +79,6 @@ def needed_by(alerts: Iterable[Alert]) -> str:
     return yaml.safe_dump(written)
 
 
-@pytest.mark.parametrize("path", rules.files(), ids=str)
-def test_generated_files_are_what_is_committed(path: Path) -> None:
-    """A change of alerts.py that was not written out is seen."""
-    assert (ROOT / path).read_text(encoding="utf-8") == rules.files()[path], "stale: run python -m dashboards"
-
-
 @needs_promtool
 def test_promtool_accepts_the_rules_in_production_and_in_a_drill(tmp_path: Path) -> None:
     """The committed rules have no fault that promtool knows of, and neither have those of a drill."""
@@ -150,14 +144,6 @@ def test_a_duration_that_is_not_in_braces_would_not_be_shortened(alert: Alert) -
     """No alert has a range, an offset or a hold that the one setting does not reach."""
     for expr in (*alert.signs.values(), alert.hold, alert.query):
         assert not re.search(r"(\[|offset |^)\d", expr)
-
-
-@each_alert
-def test_a_panel_shows_what_an_alert_is_about(alert: Alert) -> None:
-    """The board and the panel that an alert names are there."""
-    board, title = alert.panel
-    text = (ROOT / f"dashboards/json/{board}.json").read_text(encoding="utf-8")
-    assert title in {panel["title"] for panel in yaml.safe_load(text)["panels"]}
 
 
 @each_alert
