@@ -144,6 +144,9 @@ class Upstream:
         default: The steps of a model whose requests hold no directive for it. Can be changed at any time.
     """
 
+    path = "/v1/chat/completions"
+    base = "/v1"
+
     def __init__(self, *, prices: Mapping[str, Prices] | None = None, default: Mapping[str, str] | None = None) -> None:
         self.prices = dict(prices or {})
         self.default = dict(default or {})
@@ -152,12 +155,12 @@ class Upstream:
         self.disconnects = 0
         """How many clients went away before they had their answer."""
         self.url = ""
-        """The base URL, with ``/v1``; set once the server runs."""
+        """The base URL; set once the server runs."""
         self._taken: Counter[tuple[str, str]] = Counter()
         self._changed = asyncio.Event()
         self._closing = asyncio.Event()
         app = web.Application(client_max_size=32 * 1024 * 1024)
-        app.router.add_post("/v1/chat/completions", self._serve)
+        app.router.add_post(self.path, self._serve)
         self._runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0, keepalive_timeout=60.0
         )
@@ -165,7 +168,7 @@ class Upstream:
     async def __aenter__(self) -> Self:
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/v1"
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}{self.base}"
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -225,15 +228,13 @@ class Upstream:
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        step = self._step(body["model"], body["messages"])
-        prices = self.prices.get(body["model"], Prices())
-        charge = Charge(body["model"], step, prices, count_input(body["messages"]))
+        charge = self._charge(request, body)
         peer = request.transport.get_extra_info("peername") if request.transport else ("", 0)
         self.requests.append(Request(body, request.headers.copy(), peer))
         self.charges.append(charge)
         self._notify()
         try:
-            return await _Answering(self, request, body, charge).act()
+            return await self._answer(request, body, charge)
         except (asyncio.CancelledError, ConnectionResetError):
             if not self._closing.is_set():
                 self.disconnects += 1
@@ -241,6 +242,13 @@ class Upstream:
             raise
         except _Dropped:
             return web.Response()  # nobody is there any more to read it
+
+    def _charge(self, request: web.Request, body: dict[str, Any]) -> Charge:  # noqa: ARG002 - for other APIs
+        step = self._step(body["model"], body["messages"])
+        return Charge(body["model"], step, self.prices.get(body["model"], Prices()), count_input(body["messages"]))
+
+    async def _answer(self, request: web.Request, body: dict[str, Any], charge: Charge) -> web.StreamResponse:
+        return await _Answering(self, request, body, charge).act()
 
 
 class _Dropped(Exception):

@@ -122,9 +122,9 @@ async def test_the_defaults_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [
         (
             {"models": {"small": {"provider": "opnai", "model": "x"}}},
-            "there is no provider 'opnai' (did you mean 'openai'?); known are openai, local, simulated, handler, or ",
+            "there is no provider 'opnai' (did you mean 'openai'?); known are openai, anthropic, local, simulated, ha",
         ),
-        ({"models": {"small": {"model": "x"}}}, "`provider` must be openai, local, simulated, handler, or"),
+        ({"models": {"small": {"model": "x"}}}, "`provider` must be openai, anthropic, local, simulated, handler, or"),
         ({"models": {"small": "openai"}}, "models.small: found 'openai'; `provider` must be"),
         ({"models": {}}, "models: found an empty mapping; dictionary should have at least 1 item"),
         ({"models": {"small": {"provider": "openai"}}}, "models.small.model: is missing"),
