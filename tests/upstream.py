@@ -25,6 +25,7 @@ refusal [TEXT]        refuses in ``refusal``
 empty                 answers nothing
 truncated [TEXT]      finishes by ``length``
 cached [TEXT]         reports half of the input as cached
+stored [TEXT]         reports a quarter of the input as cached, and another as written to the cache
 no_usage [TEXT]       reports no usage
 bad_usage [TEXT]      reports negative usage
 slow SECONDS [TEXT]   waits so long before each chunk (plain: before the answer, as long in all)
@@ -95,6 +96,10 @@ class Prices(NamedTuple):
     output: int = 4_000_000_000
     cached: int | None = None
     """None: as other input."""
+    stored: int | None = None
+    """Input that is written to the cache. None: as other input."""
+    stored_1h: int | None = None
+    """Input that is written to the cache for an hour. None: as other that is written."""
 
 
 class Request(NamedTuple):
@@ -117,6 +122,10 @@ class Charge:
     """Tokens."""
     cached: int = 0
     """Of `input`."""
+    stored: int = 0
+    """Of `input`, and no part of `cached`."""
+    stored_1h: int = 0
+    """Of `stored`."""
     waived: bool = False
     """Whether it ended with an error status."""
     written: list[str] = field(default_factory=list)
@@ -132,7 +141,10 @@ class Charge:
         if self.waived:
             return 0
         cached = self.prices.input if self.prices.cached is None else self.prices.cached
-        total = (self.input - self.cached) * self.prices.input + self.cached * cached
+        stored = self.prices.input if self.prices.stored is None else self.prices.stored
+        stored_1h = stored if self.prices.stored_1h is None else self.prices.stored_1h
+        total = (self.input - self.cached - self.stored) * self.prices.input + self.cached * cached
+        total += (self.stored - self.stored_1h) * stored + self.stored_1h * stored_1h
         return round(Fraction(total + self.output * self.prices.output, 1_000_000))
 
 
@@ -463,12 +475,14 @@ class _Answering:
             return {"prompt_tokens": -1, "completion_tokens": True, "total_tokens": "many"}
         if self._word == "cached":
             charge.cached = charge.input // 2
+        if self._word == "stored":
+            charge.cached = charge.stored = charge.input // 4
         thought = count("Let me think about it.") if self._word == "reasoning" else 0
         return {
             "prompt_tokens": charge.input,
             "completion_tokens": charge.output,
             "total_tokens": charge.input + charge.output,
-            "prompt_tokens_details": {"cached_tokens": charge.cached},
+            "prompt_tokens_details": {"cached_tokens": charge.cached, "cache_write_tokens": charge.stored},
             "completion_tokens_details": {"reasoning_tokens": thought},
         }
 
@@ -492,7 +506,7 @@ def count_input(messages: list[dict[str, Any]]) -> int:
 def _text(message: Mapping[str, Any]) -> str:
     content = message.get("content")
     if isinstance(content, list):
-        return " ".join(part.get("text", "") for part in content)
+        return " ".join(part.get("text") or "" for part in content)
     return content or ""
 
 

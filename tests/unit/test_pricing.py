@@ -64,7 +64,7 @@ def test_cached_tokens_are_part_of_the_input() -> None:
 
 
 def test_tokens_written_to_the_cache_are_part_of_the_input() -> None:
-    """Written tokens are billed at their own price, by how long they are kept; a price that is not named is the next."""
+    """Written tokens are billed at their own price, by how long they are kept; one that is not named is the next."""
     used = Usage(100, cached=10, cache_write=50, cache_write_1h=20)
     plain = Price(1_000_000, 0, 100_000)
     assert plain.cost(used) == 40 + 1 + 50

@@ -150,7 +150,9 @@ def _plain(raw: bytes, answer_tool: str | None, meter: Meter) -> Completion:
 
 def _whole(told: Mapping[str, Any]) -> _Block:
     block = _block(told)
-    text = orjson.dumps(told.get("input") or {}).decode() if block.kind == "tool_use" else told.get(block.kind, "")
+    text = told.get(block.kind, "")
+    if block.kind == "tool_use" and told.get("input"):
+        text = orjson.dumps(told["input"]).decode()
     demand(isinstance(text, str), "has a text that is no text")
     return _Block(block.kind, block.id, block.name, [text])
 
