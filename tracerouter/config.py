@@ -31,7 +31,6 @@ from tracerouter.providers import (
     Simulated,
     SimulatedProvider,
 )
-from tracerouter.providers.anthropic import MAX_TOKENS
 from tracerouter.providers.simulated import Rule
 from tracerouter.providers.simulated import Spread as LogNormal
 from tracerouter.quota import SqliteLedger
@@ -86,9 +85,6 @@ class AnthropicModel(AnyModel):
     model: str
     base_url: AnyHttpUrl = AnyHttpUrl("https://api.anthropic.com")
     api_key: SecretStr | None = None
-    max_tokens: Annotated[int, Field(ge=1)] = Field(
-        default=MAX_TOKENS, description="The bound on an answer where neither caller nor policy names one"
-    )
 
 
 class LocalModel(AnyModel):
@@ -358,9 +354,7 @@ def _model(alias: str, found: Any, session: Callable[[], aiohttp.ClientSession])
         told |= {"kind": found.provider, "price": price}
         told |= {"address": url.hostname, "port": url.port or (443 if url.scheme == "https" else 80)}
         if isinstance(found, AnthropicModel):
-            return Model(
-                **told, provider=AnthropicProvider(str(found.base_url), key, session, max_tokens=found.max_tokens)
-            )
+            return Model(**told, provider=AnthropicProvider(str(found.base_url), key, session))
         own = url.hostname == "api.openai.com"
         told["provider"] = OpenAIProvider(str(found.base_url), key, session)
         return Model(**told, limit_field="max_completion_tokens" if own else "max_tokens")

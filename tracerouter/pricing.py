@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Decimal
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from tracerouter.types import NANOS
-
-if TYPE_CHECKING:
-    from tracerouter.types import Usage
+from tracerouter.types import NANOS, Usage
 
 _MILLION = 1_000_000
 
@@ -61,6 +58,11 @@ class Price(NamedTuple):
         total += (written - hour) * write + hour * write_1h
         whole, rest = divmod(total, _MILLION)
         return whole + (rest * 2 > _MILLION or (rest * 2 == _MILLION and whole % 2 == 1))
+
+    def most(self, tokens: int, output: int) -> int:
+        """Return the most that so much input and output can cost (nano-dollars): writing to a cache may cost more."""
+        inputs = (Usage(tokens, output), Usage(tokens, output, cache_write=tokens))
+        return max(self.cost(usage) for usage in (*inputs, inputs[1]._replace(cache_write_1h=tokens)))
 
 
 FREE = Price(0, 0, 0)

@@ -74,6 +74,15 @@ def test_tokens_written_to_the_cache_are_part_of_the_input() -> None:
     assert named.cost(Usage(1_000_000, 0, 0, 0, 1_000_000, 400_000)) == 2_250_000_000 + 2_400_000_000
 
 
+def test_the_most_that_tokens_can_cost() -> None:
+    """A bound counts all input at its dearest: written to the prompt cache, where that is dearer."""
+    plain = Price(1_000_000, 1_000_000, 100_000)
+    assert plain.most(100, 7) == 107
+    assert plain._replace(cache_write=2_000_000).most(100, 7) == 207
+    assert plain._replace(cache_write=2_000_000, cache_write_1h=3_000_000).most(100, 7) == 307
+    assert plain._replace(cache_write=0).most(100, 7) == 107
+
+
 def test_reasoning_tokens_are_part_of_the_output() -> None:
     """Reasoning tokens cost nothing besides: they stand in the output already."""
     price = Price(1_000_000, 1_000_000, 1_000_000)

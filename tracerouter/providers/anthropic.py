@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 VERSION = "2023-06-01"
 """Of the API. The next one, 2026-10-21, takes no sampling parameters from any model."""
 
-MAX_TOKENS = 16_384
-"""The bound on an answer where nothing else says one: the API asks for it, and thinking counts towards it."""
-
 _MAY_TURN_DOWN = ("temperature", "top_p", "tool_choice")
 _FINISH = {
     "max_tokens": "length",
@@ -49,20 +46,12 @@ class AnthropicProvider:
         base_url: Up to and without ``/v1/messages``, such as ``https://api.anthropic.com``.
         api_key: Sent as ``x-api-key``. None: no key is sent.
         session: Returns the HTTP session to use. It is not closed here.
-        max_tokens: The bound on an answer where the call has none.
     """
 
-    def __init__(
-        self,
-        base_url: str,
-        api_key: str | None,
-        session: Callable[[], aiohttp.ClientSession],
-        max_tokens: int = MAX_TOKENS,
-    ) -> None:
+    def __init__(self, base_url: str, api_key: str | None, session: Callable[[], aiohttp.ClientSession]) -> None:
         self._url = f"{base_url.rstrip('/')}/v1/messages"
         self._headers = {"anthropic-version": VERSION} | ({} if api_key is None else {"x-api-key": api_key})
         self._session = session
-        self._max_tokens = max_tokens
         self._turned_down: set[str] = set()
 
     async def complete(self, call: Call, meter: Meter, sink: Sink | None) -> Completion:
@@ -76,7 +65,7 @@ class AnthropicProvider:
             TimeoutError: The session's own time limit passed.
         """
         while True:
-            request = translated(call.body, self._max_tokens, self._turned_down)
+            request = translated(call.body, self._turned_down)
             try:
                 return await self._ask(request, call.headers, meter, sink)
             except RequestRejected as error:

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
     Block = dict[str, Any]
 
+MAX_TOKENS = 16_384
+"""The bound on an answer where neither caller nor policy says one: the API asks for it. Thinking counts towards it."""
+
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+);base64,(.*)", re.DOTALL)
 _NOT_IN_AN_ID = re.compile(r"[^a-zA-Z0-9_-]")
 _TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
@@ -53,12 +56,11 @@ class Translated(NamedTuple):
     """The tool that the model must call with its answer."""
 
 
-def translated(body: Mapping[str, Any], max_tokens: int, turned_down: Collection[str] = ()) -> Translated:
+def translated(body: Mapping[str, Any], turned_down: Collection[str] = ()) -> Translated:
     """Translate an OpenAI chat request.
 
     Args:
         body: Its ``model`` as Anthropic names it.
-        max_tokens: The bound on the answer where `body` has none.
         turned_down: What the model does not take: ``temperature``, ``top_p``, or ``tool_choice`` for forced tools.
 
     Raises:
@@ -90,7 +92,7 @@ def translated(body: Mapping[str, Any], max_tokens: int, turned_down: Collection
         system, messages = [], [{"role": "user", "content": system}]
     asked = {
         "model": body["model"],
-        "max_tokens": body.get("max_completion_tokens") or body.get("max_tokens") or max_tokens,
+        "max_tokens": body.get("max_completion_tokens") or body.get("max_tokens") or MAX_TOKENS,
         "messages": messages,
         "system": system,
         "tools": tools,

@@ -25,7 +25,7 @@ from tracerouter.errors import (
 )
 from tracerouter.pricing import Price
 from tracerouter.providers import AnthropicProvider, Model
-from tracerouter.providers.anthropic import MAX_TOKENS
+from tracerouter.providers.messages import MAX_TOKENS
 from tracerouter.telemetry import Timeline
 from tracerouter.types import Call, Completion, Meter, Source, Usage
 
