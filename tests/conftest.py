@@ -37,7 +37,7 @@ def told(request: pytest.FixtureRequest) -> Told:
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take away what would make a test depend on the machine: keys, and an exporter's address."""
     for name in list(os.environ):
-        if name.startswith("OTEL_") or name == "OPENAI_API_KEY":
+        if name.startswith("OTEL_") or name in {"OPENAI_API_KEY", "ANTHROPIC_API_KEY"}:
             monkeypatch.delenv(name)
 
 

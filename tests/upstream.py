@@ -25,6 +25,7 @@ refusal [TEXT]        refuses in ``refusal``
 empty                 answers nothing
 truncated [TEXT]      finishes by ``length``
 cached [TEXT]         reports half of the input as cached
+stored [TEXT]         reports a quarter of the input as cached, and another as written to the cache
 no_usage [TEXT]       reports no usage
 bad_usage [TEXT]      reports negative usage
 slow SECONDS [TEXT]   waits so long before each chunk (plain: before the answer, as long in all)
@@ -95,6 +96,10 @@ class Prices(NamedTuple):
     output: int = 4_000_000_000
     cached: int | None = None
     """None: as other input."""
+    stored: int | None = None
+    """Input that is written to the cache. None: as other input."""
+    stored_1h: int | None = None
+    """Input that is written to the cache for an hour. None: as other that is written."""
 
 
 class Request(NamedTuple):
@@ -117,6 +122,10 @@ class Charge:
     """Tokens."""
     cached: int = 0
     """Of `input`."""
+    stored: int = 0
+    """Of `input`, and no part of `cached`."""
+    stored_1h: int = 0
+    """Of `stored`."""
     waived: bool = False
     """Whether it ended with an error status."""
     written: list[str] = field(default_factory=list)
@@ -132,7 +141,10 @@ class Charge:
         if self.waived:
             return 0
         cached = self.prices.input if self.prices.cached is None else self.prices.cached
-        total = (self.input - self.cached) * self.prices.input + self.cached * cached
+        stored = self.prices.input if self.prices.stored is None else self.prices.stored
+        stored_1h = stored if self.prices.stored_1h is None else self.prices.stored_1h
+        total = (self.input - self.cached - self.stored) * self.prices.input + self.cached * cached
+        total += (self.stored - self.stored_1h) * stored + self.stored_1h * stored_1h
         return round(Fraction(total + self.output * self.prices.output, 1_000_000))
 
 
@@ -144,6 +156,9 @@ class Upstream:
         default: The steps of a model whose requests hold no directive for it. Can be changed at any time.
     """
 
+    path = "/v1/chat/completions"
+    base = "/v1"
+
     def __init__(self, *, prices: Mapping[str, Prices] | None = None, default: Mapping[str, str] | None = None) -> None:
         self.prices = dict(prices or {})
         self.default = dict(default or {})
@@ -152,12 +167,12 @@ class Upstream:
         self.disconnects = 0
         """How many clients went away before they had their answer."""
         self.url = ""
-        """The base URL, with ``/v1``; set once the server runs."""
+        """The base URL; set once the server runs."""
         self._taken: Counter[tuple[str, str]] = Counter()
         self._changed = asyncio.Event()
         self._closing = asyncio.Event()
         app = web.Application(client_max_size=32 * 1024 * 1024)
-        app.router.add_post("/v1/chat/completions", self._serve)
+        app.router.add_post(self.path, self._serve)
         self._runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0, keepalive_timeout=60.0
         )
@@ -165,7 +180,7 @@ class Upstream:
     async def __aenter__(self) -> Self:
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/v1"
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}{self.base}"
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -225,15 +240,13 @@ class Upstream:
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        step = self._step(body["model"], body["messages"])
-        prices = self.prices.get(body["model"], Prices())
-        charge = Charge(body["model"], step, prices, count_input(body["messages"]))
+        charge = self._charge(request, body)
         peer = request.transport.get_extra_info("peername") if request.transport else ("", 0)
         self.requests.append(Request(body, request.headers.copy(), peer))
         self.charges.append(charge)
         self._notify()
         try:
-            return await _Answering(self, request, body, charge).act()
+            return await self._answer(request, body, charge)
         except (asyncio.CancelledError, ConnectionResetError):
             if not self._closing.is_set():
                 self.disconnects += 1
@@ -241,6 +254,13 @@ class Upstream:
             raise
         except _Dropped:
             return web.Response()  # nobody is there any more to read it
+
+    def _charge(self, request: web.Request, body: dict[str, Any]) -> Charge:  # noqa: ARG002 - for other APIs
+        step = self._step(body["model"], body["messages"])
+        return Charge(body["model"], step, self.prices.get(body["model"], Prices()), count_input(body["messages"]))
+
+    async def _answer(self, request: web.Request, body: dict[str, Any], charge: Charge) -> web.StreamResponse:
+        return await _Answering(self, request, body, charge).act()
 
 
 class _Dropped(Exception):
@@ -455,12 +475,14 @@ class _Answering:
             return {"prompt_tokens": -1, "completion_tokens": True, "total_tokens": "many"}
         if self._word == "cached":
             charge.cached = charge.input // 2
+        if self._word == "stored":
+            charge.cached = charge.stored = charge.input // 4
         thought = count("Let me think about it.") if self._word == "reasoning" else 0
         return {
             "prompt_tokens": charge.input,
             "completion_tokens": charge.output,
             "total_tokens": charge.input + charge.output,
-            "prompt_tokens_details": {"cached_tokens": charge.cached},
+            "prompt_tokens_details": {"cached_tokens": charge.cached, "cache_write_tokens": charge.stored},
             "completion_tokens_details": {"reasoning_tokens": thought},
         }
 
@@ -484,7 +506,7 @@ def count_input(messages: list[dict[str, Any]]) -> int:
 def _text(message: Mapping[str, Any]) -> str:
     content = message.get("content")
     if isinstance(content, list):
-        return " ".join(part.get("text", "") for part in content)
+        return " ".join(part.get("text") or "" for part in content)
     return content or ""
 
 

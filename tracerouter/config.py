@@ -23,7 +23,14 @@ from tracerouter.errors import ConfigError, nearest
 from tracerouter.keys import Keys, KeysOf
 from tracerouter.policy.file import NotYet, Seconds, Written, read
 from tracerouter.pricing import FREE, Price, known_price
-from tracerouter.providers import HandlerProvider, Model, OpenAIProvider, Simulated, SimulatedProvider
+from tracerouter.providers import (
+    AnthropicProvider,
+    HandlerProvider,
+    Model,
+    OpenAIProvider,
+    Simulated,
+    SimulatedProvider,
+)
 from tracerouter.providers.simulated import Rule
 from tracerouter.providers.simulated import Spread as LogNormal
 from tracerouter.quota import SqliteLedger
@@ -49,7 +56,9 @@ class PriceOf(Written):
 
     input: Usd
     output: Usd
-    cached_input: Usd | None = None
+    cached_input: Usd | None = Field(default=None, description="Read from the provider's prompt cache; as input")
+    cache_write: Usd | None = Field(default=None, description="Written to it; as input")
+    cache_write_1h: Usd | None = Field(default=None, description="Written to it for an hour; as cache_write")
 
 
 class AnyModel(Written):
@@ -66,6 +75,15 @@ class OpenAIModel(AnyModel):
     provider: Literal["openai"]
     model: str
     base_url: AnyHttpUrl = AnyHttpUrl("https://api.openai.com/v1")
+    api_key: SecretStr | None = None
+
+
+class AnthropicModel(AnyModel):
+    """A model behind Anthropic's Messages API, or behind any server that speaks it."""
+
+    provider: Literal["anthropic"]
+    model: str
+    base_url: AnyHttpUrl = AnyHttpUrl("https://api.anthropic.com")
     api_key: SecretStr | None = None
 
 
@@ -119,7 +137,7 @@ class CustomModel(AnyModel):
     options: dict[str, Any] = {}
 
 
-_PROVIDERS = ("openai", "local", "simulated", "handler")
+_PROVIDERS = ("openai", "anthropic", "local", "simulated", "handler")
 
 
 def _known_provider(found: Any) -> Any:
@@ -138,6 +156,7 @@ def _kind(found: Any) -> str | None:
 
 ModelOf = Annotated[
     Annotated[OpenAIModel, Tag("openai")]
+    | Annotated[AnthropicModel, Tag("anthropic")]
     | Annotated[LocalModel, Tag("local")]
     | Annotated[SimulatedModel, Tag("simulated")]
     | Annotated[HandlerModel, Tag("handler")]
@@ -145,7 +164,7 @@ ModelOf = Annotated[
     Discriminator(
         _kind,
         custom_error_type="provider",
-        custom_error_message="`provider` must be openai, local, simulated, handler, or package.module:Class",
+        custom_error_message=f"`provider` must be {', '.join(_PROVIDERS)}, or package.module:Class",
     ),
     BeforeValidator(_known_provider),
 ]
@@ -329,10 +348,9 @@ def _model(alias: str, found: Any, session: Callable[[], aiohttp.ClientSession])
     if isinstance(found, HandlerModel):
         return Model(**told, provider=HandlerProvider(), kind="handler", price=price, timeout=None)
     told |= {"timeout": found.timeout, "retries": found.retries}
-    if isinstance(found, OpenAIModel):
+    if isinstance(found, OpenAIModel | AnthropicModel):
         url = urlsplit(str(found.base_url))
-        own = url.hostname == "api.openai.com"
-        price = price or known_price("openai", found.model)
+        price = price or known_price(found.provider, found.model)
         if price is None:
             msg = (
                 f"models.{alias}: the price of {found.model!r} is not known, so its cost could not be told; "
@@ -340,8 +358,12 @@ def _model(alias: str, found: Any, session: Callable[[], aiohttp.ClientSession])
             )
             raise ConfigError(msg)
         key = found.api_key.get_secret_value() if found.api_key else None
-        told |= {"provider": OpenAIProvider(str(found.base_url), key, session), "kind": "openai", "price": price}
+        told |= {"kind": found.provider, "price": price}
         told |= {"address": url.hostname, "port": url.port or (443 if url.scheme == "https" else 80)}
+        if isinstance(found, AnthropicModel):
+            return Model(**told, provider=AnthropicProvider(str(found.base_url), key, session))
+        own = url.hostname == "api.openai.com"
+        told["provider"] = OpenAIProvider(str(found.base_url), key, session)
         return Model(**told, limit_field="max_completion_tokens" if own else "max_tokens")
     if isinstance(found, LocalModel):
         from tracerouter.providers.local import LocalProvider  # noqa: PLC0415 - extra `local`
@@ -444,7 +466,7 @@ def store_path(found: str, folder: Path) -> Path | str:
 
 
 def _price(found: PriceOf) -> Price:
-    return Price.per_million(found.input, found.output, found.cached_input)
+    return Price.per_million(found.input, found.output, found.cached_input, found.cache_write, found.cache_write_1h)
 
 
 def _dotted(name: str, where: str) -> Any:

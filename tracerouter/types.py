@@ -192,21 +192,21 @@ class Task:
 
 
 class Usage(NamedTuple):
-    """Tokens of one or more model calls; input includes cached, output includes reasoning tokens."""
+    """Tokens of one or more model calls; input includes cached and cache_write, output includes reasoning tokens."""
 
     input: int = 0
     output: int = 0
     cached: int = 0
+    """Read from the provider's own prompt cache."""
     reasoning: int = 0
+    cache_write: int = 0
+    """Written to the provider's own prompt cache; includes cache_write_1h."""
+    cache_write_1h: int = 0
+    """Of those, the ones kept for an hour instead of some minutes."""
 
     def plus(self, other: Usage) -> Usage:
         """Return the sum, field by field."""
-        return Usage(
-            self.input + other.input,
-            self.output + other.output,
-            self.cached + other.cached,
-            self.reasoning + other.reasoning,
-        )
+        return Usage(*(mine + its for mine, its in zip(self, other, strict=True)))
 
 
 class Cost(NamedTuple):
@@ -224,6 +224,8 @@ class Use:
     """The upstream said itself that it did not serve it (4xx, 5xx): costs nothing."""
     usage: Usage | None = None
     """As reported; None: not reported (yet)."""
+    begun: Usage | None = None
+    """The input alone, as reported before the answer was written."""
     unknowable: bool = False
     """Without a report there is nothing to count by."""
     charged_nanos: int | None = None
@@ -266,6 +268,10 @@ class Meter:
     def reported(self, usage: Usage) -> None:
         """Note the usage that the provider reports; a later report replaces an earlier one."""
         self.uses[-1].usage = usage
+
+    def begun(self, usage: Usage) -> None:
+        """Note the input that the provider reports ahead of its answer: until the whole is, output is counted."""
+        self.uses[-1].begun = usage._replace(output=0)
 
     def unknowable(self) -> None:
         """Note that what is not reported can't be counted either, as where a wrapped service does the work."""
@@ -344,6 +350,8 @@ class Completion:
             "prompt_tokens": usage.input,
             "completion_tokens": usage.output,
             "total_tokens": usage.input + usage.output,
+            "prompt_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": usage.cache_write},
+            "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
         }
         return Completion({**self.body, "usage": counted})
 

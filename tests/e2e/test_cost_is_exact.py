@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
 
+from tests.anthropic_upstream import AnthropicUpstream
 from tests.gateway import CHAT, Gateway, cost_of, nanos, openai_models, write
 from tests.upstream import Prices, Upstream
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
-PRICES = {"small-1": Prices(150_000_000, 600_000_000), "large-1": Prices(2_500_000_000, 10_000_000_000)}
+PRICES = {
+    "small-1": Prices(150_000_000, 600_000_000, 15_000_000, 187_500_000, 300_000_000),
+    "large-1": Prices(2_500_000_000, 10_000_000_000, 250_000_000, 3_125_000_000, 5_000_000_000),
+}
+SERVERS: dict[str, type[Upstream]] = {"openai": Upstream, "anthropic": AnthropicUpstream}
 SCHEMA = {"type": "object", "required": ["id"], "properties": {"id": {"type": "integer"}}}
 JSON = {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}}
 STREAM = {"stream": True}
@@ -27,12 +34,15 @@ GONE = "gone"
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "accepted": ("ok", {}),
     "accepted with cached tokens": ("cached", {}),
+    "accepted with tokens written to the prompt cache": ("stored", {}),
+    "accepted after thought": ("reasoning", {}),
     "accepted json": ('ok {"id": 1}', JSON),
     "repaired json": ('ok ```json\n{"id": 2}\n```', JSON),
     "rejected": ('small-1=ok {"id": "x"}, large-1=ok {"id": 3}', JSON),
     "rejected twice": ('ok {"id": "x"}', JSON),
     "empty": ("small-1=empty, large-1=ok", {}),
     "rate limited": ("small-1=429, large-1=ok", {}),
+    "overloaded": ("small-1=529, large-1=ok", {}),
     "server error": ("small-1=500, large-1=ok", {}),
     "both fail": ("500", {}),
     "timeout": ("small-1=hang, large-1=ok", {}),
@@ -46,6 +56,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "tool call": ("tool_call", {}),
     "streamed": ("ok", STREAM),
     "streamed with usage": ("ok", USAGE),
+    "streamed with tokens written to the prompt cache": ("stored", USAGE),
+    "streamed tool call": ("tool_call", USAGE),
     "streamed without upstream usage": ("no_usage", USAGE),
     "streamed, held back": ('ok {"id": 4}', {**JSON, **USAGE}),
     "streamed, rejected": ('small-1=ok nothing, large-1=ok {"id": 5}', {**JSON, **STREAM}),
@@ -59,12 +71,41 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+class Ladder:
+    """A gateway over two servers, and their bill."""
+
+    def __init__(self, servers: Mapping[str, Upstream], gateway: Gateway) -> None:
+        self.servers = servers
+        """By the model that each serves."""
+        self.gateway = gateway
+
+    @property
+    def nanos(self) -> int:
+        """The bill of both."""
+        return sum(server.nanos for server in self.servers.values())
+
+
+@asynccontextmanager
+async def ladder(folder: Path, small: str, large: str, timeout: float) -> AsyncIterator[Ladder]:  # noqa: ASYNC109
+    """Run a gateway whose two rungs are at servers of these providers."""
+    async with SERVERS[small](prices=PRICES) as cheap, SERVERS[large](prices=PRICES) as expensive:
+        models = openai_models("", timeout=timeout, api_key="key-of-the-upstream")
+        servers = {"small-1": cheap, "large-1": expensive}
+        for provider, model, server in zip((small, large), models.values(), servers.values(), strict=True):
+            prices = PRICES[model["model"]]
+            names = ("input", "output", "cached_input", "cache_write", "cache_write_1h")
+            price = {name: f"{(amount or 0) / 1e9:f}" for name, amount in zip(names, prices, strict=True)}
+            model |= {"provider": provider, "base_url": server.url, "price": price}
+        async with Gateway(write(folder, models, {})) as gateway:
+            yield Ladder(servers, gateway)
+
+
 class Client:
     """Sends the requests, and notes what each was told to have cost."""
 
-    def __init__(self, gateway: Gateway, upstream: Upstream, session: aiohttp.ClientSession) -> None:
-        self._url = gateway.url + CHAT
-        self._upstream = upstream
+    def __init__(self, ladder: Ladder, session: aiohttp.ClientSession) -> None:
+        self._url = ladder.gateway.url + CHAT
+        self._servers = ladder.servers
         self._session = session
         self.told: dict[str, int | None] = {}
 
@@ -103,46 +144,44 @@ class Client:
                 await asyncio.Event().wait()
 
         def hanging() -> bool:
-            seen = [r.body for r in self._upstream.requests if mine in r.body["messages"][0]["content"]]
-            wanted = "large-1" if "large-1=hang" in body["messages"][0]["content"] else "small-1"
-            return any(request["model"] == wanted for request in seen)
+            return any(f"{mine} " in json.dumps(request.body["messages"][0]) for request in server.requests)
 
+        server = self._servers["large-1" if "large-1=hang" in body["messages"][0]["content"] else "small-1"]
         asking = asyncio.create_task(ask())
         if chunks == 0:
-            await self._upstream.until(hanging)
+            await server.until(hanging)
             asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
 
 
-async def test_500_mixed_requests_cost_what_the_upstream_bills(tmp_path: Path) -> None:
-    """For every request all accounts of its cost agree, and together they are the upstream's bill."""
+@pytest.mark.parametrize(("small", "large"), [("openai", "openai"), ("openai", "anthropic"), ("anthropic", "openai")])
+async def test_500_mixed_requests_cost_what_the_upstreams_bill(tmp_path: Path, small: str, large: str) -> None:
+    """For every request all accounts of its cost agree, and together they are the upstreams' bill."""
     mixed = random.Random(7)
     kinds = [name for name in KINDS for _ in range(16)]
     mixed.shuffle(kinds)
-    async with Upstream(prices=PRICES) as upstream:
-        path = write(tmp_path, openai_models(upstream.url, timeout=0.6), {})
-        async with Gateway(path) as gateway, aiohttp.ClientSession() as session:
-            client = Client(gateway, upstream, session)
-            queue = iter([(f"r{number}", *KINDS[kind]) for number, kind in enumerate(kinds)])
+    async with ladder(tmp_path, small, large, 0.6) as rungs, aiohttp.ClientSession() as session:
+        gateway, client = rungs.gateway, Client(rungs, session)
+        queue = iter([(f"r{number}", *KINDS[kind]) for number, kind in enumerate(kinds)])
 
-            async def worker() -> None:
-                for request in queue:
-                    await client.send(*request)
+        async def worker() -> None:
+            for request in queue:
+                await client.send(*request)
 
-            await asyncio.gather(*(worker() for _ in range(24)))
-            again = [number for number, kind in enumerate(kinds) if kind == "accepted"]
-            for number in again:  # equal requests, so the cache answers
-                body = {"model": "auto", "messages": [{"role": "user", "content": f"r{number} [[ok]]"}]}
-                headers = {"x-request-id": f"again{number}"}
-                async with session.post(gateway.url + CHAT, json=body, headers=headers) as response:
-                    assert response.headers["x-tracerouter-route"] == "cached"
-                    client.told[f"again{number}"] = nanos(response.headers["x-tracerouter-cost"])
-            wanted = len(kinds) + len(again)
-            assert wanted >= 500
-            async with asyncio.timeout(10):
-                while len(gateway.spans_by_request()) < wanted:  # cancelled ones end after their client left
-                    await asyncio.sleep(0.01)
-            spans = gateway.spans_by_request()
+        await asyncio.gather(*(worker() for _ in range(24)))
+        again = [number for number, kind in enumerate(kinds) if kind == "accepted"]
+        for number in again:  # equal requests, so the cache answers
+            body = {"model": "auto", "messages": [{"role": "user", "content": f"r{number} [[ok]]"}]}
+            headers = {"x-request-id": f"again{number}"}
+            async with session.post(gateway.url + CHAT, json=body, headers=headers) as response:
+                assert response.headers["x-tracerouter-route"] == "cached"
+                client.told[f"again{number}"] = nanos(response.headers["x-tracerouter-cost"])
+        wanted = len(kinds) + len(again)
+        assert wanted >= 500
+        async with asyncio.timeout(10):
+            while len(gateway.spans_by_request()) < wanted:  # cancelled ones end after their client left
+                await asyncio.sleep(0.01)
+        spans = gateway.spans_by_request()
     records = gateway.records()
     ledger = dict(gateway.query("SELECT request_id, sum(cost_nanos) FROM entries GROUP BY request_id"))
     assert len(records) == len(spans) == wanted
@@ -158,22 +197,23 @@ async def test_500_mixed_requests_cost_what_the_upstream_bills(tmp_path: Path) -
             "told": chats if told is None else told,
         }
         assert len(set(accounts.values())) == 1, (kind_of.get(request_id, "cached"), accounts)
-    assert sum(nanos(record["cost"]) for record in records.values()) == upstream.nanos
-    assert sum(ledger.values()) == upstream.nanos
+    assert sum(nanos(record["cost"]) for record in records.values()) == rungs.nanos
+    assert sum(ledger.values()) == rungs.nanos
+    assert all(server.nanos for server in rungs.servers.values())
     routes = {record["route"] for record in records.values()}
     outcomes = {record["outcome"] for record in records.values()}
     assert routes == {"cheap", "fallback", "cached", "failed"}
     assert outcomes == {"answered", "cached", "failed", "cancelled"}
 
 
+@pytest.mark.parametrize("provider", SERVERS)
 @pytest.mark.parametrize("kind", KINDS)
-async def test_each_kind_alone_costs_what_the_upstream_bills(tmp_path: Path, kind: str) -> None:
+async def test_each_kind_alone_costs_what_the_upstream_bills(tmp_path: Path, kind: str, provider: str) -> None:
     """One request of each kind is billed as the upstream bills it."""
-    async with Upstream(prices=PRICES) as upstream:
-        path = write(tmp_path, openai_models(upstream.url, timeout=0.4), {})
-        async with Gateway(path) as gateway, aiohttp.ClientSession() as session:
-            await Client(gateway, upstream, session).send("one", *KINDS[kind])
-            async with asyncio.timeout(5):
-                while "one" not in gateway.spans_by_request():
-                    await asyncio.sleep(0.01)
-    assert nanos(gateway.records()["one"]["cost"]) == upstream.nanos
+    async with ladder(tmp_path, provider, provider, 0.4) as rungs, aiohttp.ClientSession() as session:
+        await Client(rungs, session).send("one", *KINDS[kind])
+        async with asyncio.timeout(5):
+            while "one" not in rungs.gateway.spans_by_request():
+                await asyncio.sleep(0.01)
+    assert nanos(rungs.gateway.records()["one"]["cost"]) == rungs.nanos
+    assert (rungs.nanos == 0) == (kind == "both fail")

@@ -18,7 +18,7 @@ from tracerouter import config
 from tracerouter.errors import ConfigError
 from tracerouter.policy.file import read
 from tracerouter.pricing import FREE, Price
-from tracerouter.providers import HandlerProvider, OpenAIProvider, SimulatedProvider
+from tracerouter.providers import AnthropicProvider, HandlerProvider, OpenAIProvider, SimulatedProvider
 from tracerouter.types import Caller, Completion, Task
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ async def test_the_readme_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     deployment = next(block for block in blocks if block.startswith("models:"))
     policy = next(block for block in blocks if "ladder:" in block)
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", SECRET)
     monkeypatch.setenv("TRACEROUTER_KEYS", '[{"key": "0123456789", "tenant": "acme"}]')
     (tmp_path / "prompts").mkdir()
     (tmp_path / "prompts" / "extract.md").write_text("Extract.")
@@ -83,7 +84,7 @@ async def test_the_readme_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert built.router.policy.id == "default@3"
     assert built.keys is not None
     assert len(built.keys) == 1
-    small, house = built.router.models["small"], built.router.models["house"]
+    small, large, house = (built.router.models[alias] for alias in built.router.aliases)
     assert (small.timeout, small.retries, small.limit_field, small.address, small.port) == (
         20.0,
         1,
@@ -91,6 +92,11 @@ async def test_the_readme_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "api.openai.com",
         443,
     )
+    assert isinstance(large.provider, AnthropicProvider)
+    assert (large.kind, large.timeout, large.address, large.port) == ("anthropic", 90.0, "api.anthropic.com", 443)
+    assert large.price is not None
+    assert large.price.cache_write is not None
+    assert large.price.cached_input < large.price.input < large.price.cache_write < large.price.output
     assert (house.limit_field, house.address, house.port) == ("max_tokens", "127.0.0.1", 8000)
     assert house.price == Price(100_000_000, 200_000_000, 100_000_000)
     assert (built.router.telemetry.keep.share, built.router.telemetry.keep.slow) == (0.05, 5.0)
@@ -122,15 +128,32 @@ async def test_the_defaults_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [
         (
             {"models": {"small": {"provider": "opnai", "model": "x"}}},
-            "there is no provider 'opnai' (did you mean 'openai'?); known are openai, local, simulated, handler, or ",
+            "there is no provider 'opnai' (did you mean 'openai'?); known are openai, anthropic, local, simulated, ha",
         ),
-        ({"models": {"small": {"model": "x"}}}, "`provider` must be openai, local, simulated, handler, or"),
+        ({"models": {"small": {"model": "x"}}}, "`provider` must be openai, anthropic, local, simulated, handler, or"),
         ({"models": {"small": "openai"}}, "models.small: found 'openai'; `provider` must be"),
         ({"models": {}}, "models: found an empty mapping; dictionary should have at least 1 item"),
         ({"models": {"small": {"provider": "openai"}}}, "models.small.model: is missing"),
         (
             {"models": {"small": {"provider": "openai", "model": "mystery"}}},
             "models.small: the price of 'mystery' is not known, so its cost could not be told; add `price: {input: ",
+        ),
+        (
+            {"models": {"small": {"provider": "anthropic", "model": "mystery"}}},
+            "models.small: the price of 'mystery' is not known, so its cost could not be told; add `price: {input: ",
+        ),
+        ({"models": {"small": {"provider": "anthropic"}}}, "models.small.model: is missing"),
+        (
+            {"models": {"small": {"provider": "antropic", "model": "x"}}},
+            "there is no provider 'antropic' (did you mean 'anthropic'?)",
+        ),
+        (
+            {"models": {"small": {"provider": "anthropic", "model": "x", "base_ulr": "http://a"}}},
+            "models.small.base_ulr: is not a key here (did you mean 'base_url'?)",
+        ),
+        (
+            {"models": {"small": {"provider": "simulated", "price": {"input": 1, "output": 1, "cache_writes": 2}}}},
+            "models.small.price.cache_writes: is not a key here (did you mean 'cache_write'?)",
         ),
         (
             {"models": {"small": {"provider": "simulated", "price": {"input": -1, "output": 1}}}},
@@ -221,6 +244,8 @@ SPOILED = [
     "models: {small: {provider: openai, model: x, api_key: '${SOME_API_KEY}'}}",
     "models: {small: {provider: openai, model: x, api_key: '${SOME_API_KEY}', price: '${SOME_API_KEY}'}}",
     "models: {small: {provider: openai, model: gpt-5-mini, timeout: '${SOME_API_KEY}'}}",
+    "models: {small: {provider: anthropic, model: x, api_key: ['${SOME_API_KEY}']}}",
+    "models: {small: {provider: anthropic, model: x, api_key: '${SOME_API_KEY}', retries: '${SOME_API_KEY}'}}",
     "models: {small: {provider: simulated}}\nclassifier: [{llm: '${SOME_API_KEY}'}]",
     "models: {small: {provider: simulated}}\nstore: '${SOME_API_KEY}'",
     "models: {small: {provider: simulated}}\nkeys: {env: SOME_API_KEY}",
@@ -237,7 +262,8 @@ def test_an_error_never_shows_a_secret(tmp_path: Path, text: str) -> None:
 async def test_secrets_are_not_in_what_is_printed(tmp_path: Path) -> None:
     """Neither settings nor the models made of them show a key when they are printed or dumped."""
     price = {"input": 1, "output": 1}
-    models = {"small": {"provider": "openai", "model": "m", "api_key": "${SOME_API_KEY}", "price": price}}
+    keyed = {"model": "m", "api_key": "${SOME_API_KEY}", "price": price}
+    models = {"small": {"provider": "openai", **keyed}, "large": {"provider": "anthropic", **keyed}}
     built = config.load(write(tmp_path, models=models))
     settings = built.settings
     printed = f"{settings!r}{settings}{settings.model_dump_json()}{built!r}{built.router.models!r}"

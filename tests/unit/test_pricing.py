@@ -19,17 +19,23 @@ TOKENS = st.integers(0, 10**9)
 def exact(price: Price, usage: Usage) -> int:
     """Compute the cost in fractions; ``round`` takes the even one of two equally near."""
     cached = min(usage.cached, usage.input)
-    uncached = usage.input - cached
-    spent = uncached * price.input + cached * price.cached_input + usage.output * price.output
-    return round(Fraction(spent, 10**6))
+    written = min(usage.cache_write, usage.input - cached)
+    hour = min(usage.cache_write_1h, written)
+    parts = (
+        (usage.input - cached - written, price.input),
+        (cached, price.cached_input),
+        (written - hour, price.cache_write or 0),
+        (hour, price.cache_write_1h or 0),
+        (usage.output, price.output),
+    )
+    return round(Fraction(sum(tokens * amount for tokens, amount in parts), 10**6))
 
 
-@given(st.tuples(AMOUNT, AMOUNT, AMOUNT), st.tuples(TOKENS, TOKENS, TOKENS, TOKENS))
-def test_cost_is_the_fraction_rounded_half_to_even(
-    amounts: tuple[int, int, int], tokens: tuple[int, int, int, int]
-) -> None:
+@given(st.tuples(*[AMOUNT] * 5), st.tuples(*[TOKENS] * 6))
+def test_cost_is_the_fraction_rounded_half_to_even(amounts: tuple[int, ...], tokens: tuple[int, ...]) -> None:
     """Whatever price and usage, the cost is what arithmetic without any loss says, rounded once."""
-    price, usage = Price(*amounts), Usage(*tokens)
+    plain, output, cached, written, hour = amounts
+    price, usage = Price(plain, output, cached, cache_write=written, cache_write_1h=hour), Usage(*tokens)
     assert price.cost(usage) == exact(price, usage)
 
 
@@ -57,6 +63,26 @@ def test_cached_tokens_are_part_of_the_input() -> None:
     assert price.cost(Usage(100, 0, cached=500)) == 10
 
 
+def test_tokens_written_to_the_cache_are_part_of_the_input() -> None:
+    """Written tokens are billed at their own price, by how long they are kept; one that is not named is the next."""
+    used = Usage(100, cached=10, cache_write=50, cache_write_1h=20)
+    plain = Price(1_000_000, 0, 100_000)
+    assert plain.cost(used) == 40 + 1 + 50
+    assert plain._replace(cache_write=2_000_000).cost(used) == 40 + 1 + 100
+    assert plain._replace(cache_write=2_000_000, cache_write_1h=3_000_000).cost(used) == 40 + 1 + 60 + 60
+    named = Price.per_million(Decimal(3), Decimal(15), Decimal("0.3"), Decimal("3.75"), Decimal(6))
+    assert named.cost(Usage(1_000_000, 0, 0, 0, 1_000_000, 400_000)) == 2_250_000_000 + 2_400_000_000
+
+
+def test_the_most_that_tokens_can_cost() -> None:
+    """A bound counts all input at its dearest: written to the prompt cache, where that is dearer."""
+    plain = Price(1_000_000, 1_000_000, 100_000)
+    assert plain.most(100, 7) == 107
+    assert plain._replace(cache_write=2_000_000).most(100, 7) == 207
+    assert plain._replace(cache_write=2_000_000, cache_write_1h=3_000_000).most(100, 7) == 307
+    assert plain._replace(cache_write=0).most(100, 7) == 107
+
+
 def test_reasoning_tokens_are_part_of_the_output() -> None:
     """Reasoning tokens cost nothing besides: they stand in the output already."""
     price = Price(1_000_000, 1_000_000, 1_000_000)
@@ -80,6 +106,18 @@ def test_known_prices() -> None:
     assert known_price("no-such-provider", "gpt-5-mini") is None
 
 
+def test_known_prices_of_the_prompt_cache() -> None:
+    """Anthropic's models are known with what it costs to write to the prompt cache, in the longer tier too."""
+    known = known_price("anthropic", "claude-sonnet-4-5")
+    assert known is not None
+    assert known.cache_write is not None
+    assert known.cache_write_1h is not None
+    assert known.cached_input < known.input < known.cache_write < known.cache_write_1h
+    assert known.long is not None
+    assert known.long.cache_write is not None
+    assert known.long.cache_write > known.cache_write
+
+
 def test_a_known_price_may_have_a_tier() -> None:
     """A model that is dearer for long prompts has both prices, the longer one the dearer."""
     known = known_price("google", "gemini-2.5-pro")
@@ -99,4 +137,4 @@ def test_usd_is_fixed_point(nanos: int) -> None:
 
 def test_sums_of_usage() -> None:
     """Usages add up field by field."""
-    assert Usage(1, 2, 3, 4).plus(Usage(10, 20, 30, 40)) == Usage(11, 22, 33, 44)
+    assert Usage(1, 2, 3, 4, 5, 6).plus(Usage(10, 20, 30, 40, 50, 60)) == Usage(11, 22, 33, 44, 55, 66)

@@ -192,9 +192,15 @@ def test_a_completion_reads_itself() -> None:
         None,
         None,
     )
-    changed = said.with_text("better").with_usage(Usage(3, 4))
+    changed = said.with_text("better").with_usage(Usage(3, 4, 2, 1, 1))
     assert changed.text == "better"
-    assert changed.body["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    assert changed.body["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 4,
+        "total_tokens": 7,
+        "prompt_tokens_details": {"cached_tokens": 2, "cache_write_tokens": 1},
+        "completion_tokens_details": {"reasoning_tokens": 1},
+    }
     assert said.text == "well"
     assert "usage" not in said.body
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tracerouter.cli.files import add_config, deployment
 from tracerouter.tokens import count_request
-from tracerouter.types import Caller, Task, Usage, usd
+from tracerouter.types import Caller, Task, usd
 
 if TYPE_CHECKING:
     import argparse
@@ -88,4 +88,4 @@ async def _explain(built: Deployment, task: Task) -> dict[str, Any]:
 def _most(built: Deployment, alias: str, tokens: int, limit: int | None) -> str | None:
     """Return the most that one call of the question as it is can cost, in USD; a repair or a retry adds to it."""
     price = built.router.models[alias].price
-    return f"${usd(price.cost(Usage(tokens, limit)))}" if price is not None and limit is not None else None
+    return f"${usd(price.most(tokens, limit))}" if price is not None and limit is not None else None

@@ -42,7 +42,7 @@ from tracerouter.errors import (
 from tracerouter.types import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
     from aiohttp.abc import AbstractStreamWriter
 
@@ -61,7 +61,7 @@ _END_GRACE = 0.05
 _TELLS_WHY = frozenset({400, 404, 413, 422})
 _MAY_BE_TOO_LONG = frozenset({400, 413, 422})
 _TOO_LONG = re.compile(
-    r"context.?(length|window|size)|prompt is too long|too many (input |prompt )?tokens"
+    r"context.?(length|window|size|limit)|prompt is too long|too many (input |prompt )?tokens"
     r"|reduce the length of the (messages|prompt|input)",
     re.IGNORECASE,
 )
@@ -318,9 +318,30 @@ def usage_of(told: object) -> Usage | None:
         told.get("completion_tokens", -1),
         inputs.get("cached_tokens") or 0,
         outputs.get("reasoning_tokens") or 0,
+        inputs.get("cache_write_tokens") or 0,
     )
-    whole = all(type(count) is int and count >= 0 for count in usage)  # to isinstance, a bool is an int
-    return usage if whole else None
+    return usage if are_counts(usage) else None
+
+
+def are_counts(values: Iterable[object]) -> bool:
+    """Return whether all are whole numbers of at least 0; to ``isinstance``, a bool would be one."""
+    return all(type(value) is int and value >= 0 for value in values)
+
+
+def are_objects(found: object) -> bool:
+    """Return whether `found` is a list of JSON objects."""
+    return isinstance(found, list) and all(isinstance(one, dict) for one in found)
+
+
+def demand(condition: object, otherwise: str) -> None:
+    """Go on with an answer only if `condition` holds.
+
+    Raises:
+        AnswerLost: "the answer `otherwise`".
+    """
+    if not condition:
+        msg = f"the answer {otherwise}"
+        raise AnswerLost(msg)
 
 
 class _Payload(aiohttp.Payload):

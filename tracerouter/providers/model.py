@@ -146,7 +146,10 @@ def _usage(use: Use, body: Mapping[str, Any]) -> tuple[Usage | None, bool]:
     """Return a try's usage, and whether it is the provider's own word; None: there is nothing to count by."""
     if use.usage is not None:
         return use.usage, True
-    return None if use.unknowable else Usage(count_request(body), count("".join(use.received))), False
+    if use.unknowable:
+        return None, False
+    asked = use.begun or Usage(count_request(body))
+    return asked._replace(output=count("".join(use.received))), False
 
 
 def _wait(tries: int, asked: float | None) -> float:

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from tracerouter.errors import AnswerLost
-from tracerouter.providers.http import Answer, Events, decoded, posted, usage_of
+from tracerouter.providers.http import Answer, Events, are_objects, decoded, demand, posted, usage_of
 from tracerouter.types import Completion, content_text
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class OpenAIProvider:
 def _plain(raw: bytes, meter: Meter) -> Completion:
     body = decoded(raw)
     messages = _parts(body, "message")
-    _demand(messages, "has no choices")
+    demand(messages, "has no choices")
     for message in messages:
         for text in _output(message):
             meter.received(text)
@@ -116,7 +116,7 @@ def _assembled(chunks: list[dict[str, Any]], usage: object) -> Completion:
     except RecursionError:
         msg = "the answer is nested too deeply"
         raise AnswerLost(msg) from None
-    _demand(body.get("choices"), "has no choices")
+    demand(body.get("choices"), "has no choices")
     for choice in body["choices"]:
         message = {"content": None, **(choice.pop("delta", None) or {})}
         message["role"] = message.get("role") or "assistant"
@@ -183,32 +183,28 @@ def _parts(body: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
         AnswerLost: The answer is of the wrong shape.
     """
     choices = body.get("choices")
-    _demand(_are_objects(choices), "has no list of choices")
+    demand(are_objects(choices), "has no list of choices")
     parts = []
     for choice in choices or ():
-        _demand(type(choice.setdefault("index", 0)) is int, "has an index that is no number")
+        demand(type(choice.setdefault("index", 0)) is int, "has an index that is no number")
         part = choice.get(name)
         if name == "delta":  # the last chunk of a choice may go without
             part = part or {}
-        _demand(isinstance(part, dict), f"has a choice without {name}")
+        demand(isinstance(part, dict), f"has a choice without {name}")
         _check(part)
         parts.append(part)
     return parts
 
 
 def _check(part: Mapping[str, Any]) -> None:
-    _demand(isinstance(part.get("tool_calls") or [], list), "has tool calls that are no list")
+    demand(isinstance(part.get("tool_calls") or [], list), "has tool calls that are no list")
     calls = [*(part.get("tool_calls") or ()), {"function": part.get("function_call")}]
-    _demand(_are_objects(calls), "has tool calls that are no objects")
+    demand(are_objects(calls), "has tool calls that are no objects")
     functions = [call.get("function") or {} for call in calls]
-    _demand(_are_objects(functions), "calls a function that is no object")
-    texts = [part.get(name) for name in _TEXTS if not _are_objects(part.get(name))]
+    demand(are_objects(functions), "calls a function that is no object")
+    texts = [part.get(name) for name in _TEXTS if not are_objects(part.get(name))]
     texts += [function.get("arguments") for function in functions]
-    _demand(all(text is None or isinstance(text, str) for text in texts), "has a text that is no text")
-
-
-def _are_objects(found: object) -> bool:
-    return isinstance(found, list) and all(isinstance(one, dict) for one in found)
+    demand(all(text is None or isinstance(text, str) for text in texts), "has a text that is no text")
 
 
 def _output(part: Mapping[str, Any]) -> Iterator[str]:
@@ -219,9 +215,3 @@ def _output(part: Mapping[str, Any]) -> Iterator[str]:
     for call in (*(part.get("tool_calls") or ()), {"function": part.get("function_call")}):
         if arguments := (call.get("function") or {}).get("arguments"):
             yield arguments
-
-
-def _demand(condition: object, otherwise: str) -> None:
-    if not condition:
-        msg = f"the answer {otherwise}"
-        raise AnswerLost(msg)

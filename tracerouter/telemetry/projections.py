@@ -137,7 +137,8 @@ SPAN_ATTRIBUTES: Final[dict[str, dict[str, type]]] = {
         names.GEN_AI_OPERATION: str, names.GEN_AI_PROVIDER: str, names.GEN_AI_REQUEST_MODEL: str,
         names.GEN_AI_RESPONSE_ID: str, names.GEN_AI_RESPONSE_MODEL: str, names.GEN_AI_FINISH_REASONS: tuple,
         names.GEN_AI_FIRST_CHUNK: float, names.GEN_AI_INPUT_TOKENS: int, names.GEN_AI_OUTPUT_TOKENS: int,
-        names.GEN_AI_CACHED_TOKENS: int, names.GEN_AI_REASONING_TOKENS: int, names.ERROR_TYPE: str,
+        names.GEN_AI_CACHED_TOKENS: int, names.GEN_AI_CACHE_WRITE_TOKENS: int, names.GEN_AI_REASONING_TOKENS: int,
+        names.ERROR_TYPE: str,
         names.SERVER_ADDRESS: str, names.SERVER_PORT: int, names.COST: float, names.COST_SOURCE: str,
         names.GEN_AI_INPUT_MESSAGES: str, names.GEN_AI_OUTPUT_MESSAGES: str,
     },
@@ -325,6 +326,7 @@ def _common(note: Note) -> dict[str, Any]:
             told[names.GEN_AI_INPUT_TOKENS] = note.usage.input
             told[names.GEN_AI_OUTPUT_TOKENS] = note.usage.output
             told[names.GEN_AI_CACHED_TOKENS] = note.usage.cached
+            told[names.GEN_AI_CACHE_WRITE_TOKENS] = note.usage.cache_write
             told[names.GEN_AI_REASONING_TOKENS] = note.usage.reasoning
     else:
         told[names.TOKENS_INPUT] = note.usage.input if note.usage else 0

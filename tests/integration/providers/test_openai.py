@@ -586,6 +586,10 @@ def test_error_messages_are_found(raw: bytes) -> None:
         ({"prompt_tokens": 3, "completion_tokens": 2, "prompt_tokens_details": None}, Usage(3, 2)),
         ({"prompt_tokens": 3, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 1}}, Usage(3, 2, 1)),
         (
+            {"prompt_tokens": 3, "completion_tokens": 2, "prompt_tokens_details": {"cache_write_tokens": 1}},
+            Usage(3, 2, cache_write=1),
+        ),
+        (
             {"prompt_tokens": 3, "completion_tokens": 2, "completion_tokens_details": {"reasoning_tokens": 1}},
             Usage(3, 2, 0, 1),
         ),

@@ -121,7 +121,13 @@ async def test_one_span_tells_of_the_call() -> None:
     }
     assert (note.usage, note.cost_nanos, note.error_type) == (Usage(10, 5, 4, 2), 6 + 2 + 10, None)
     assert provider.calls[0].headers["traceparent"] == note.traceparent
-    assert result.body["usage"] == {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+    assert result.body["usage"] == {
+        "prompt_tokens": 10,
+        "completion_tokens": 5,
+        "total_tokens": 15,
+        "prompt_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 2},
+    }
 
 
 async def test_retries_are_events_of_one_span(slept: Slept) -> None:
@@ -221,6 +227,20 @@ async def test_no_retry_after_a_chunk_went_out(slept: Slept) -> None:
     assert note.attributes[names.COST_SOURCE] == "estimated"
     assert note.usage == Usage(count_request(BODY), count("half an"))
     assert names.GEN_AI_FIRST_CHUNK in note.attributes
+
+
+async def test_input_that_was_reported_ahead_is_no_estimate() -> None:
+    """Where the provider tells the input before its answer, a broken answer costs that, and the output that came."""
+
+    async def breaks(meter: Meter) -> Completion:
+        meter.begun(Usage(100, 1, cached=40))
+        meter.received("half an")
+        msg = "cut"
+        raise AnswerLost(msg)
+
+    _, note, _ = await asked(Steps(lambda meter, _: breaks(meter)))
+    assert note.attributes[names.COST_SOURCE] == "estimated"
+    assert note.usage == Usage(100, count("half an"), cached=40)
 
 
 async def test_a_try_has_its_own_time_limit() -> None:
