@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tracerouter.policy import Policy
     from tracerouter.protocols import Classifier, Ledger, Sink
     from tracerouter.telemetry import Draft, Note
+    from tracerouter.types import Check
     from tracerouter.validators import Checks, Validator
 
 
@@ -294,10 +295,15 @@ class Router:
         self, validators: Sequence[Validator], completion: Completion, deadline: float, draft: Draft
     ) -> tuple[Verdict, Completion]:
         with draft.timeline.stage("validate") as stage:
+
+            def told(check: Check, seconds: float) -> None:
+                facts = {names.VALIDATOR: check.validator, names.VALIDATION_STATUS: check.status}
+                stage.event(names.CHECK_EVENT, **facts, **{names.LATENCY: seconds})
+
             if any(isinstance(one, Custom) for one in validators):  # the built-in ones wait for nothing
-                verdict, completion = await _in_time(deadline, judge(validators, draft.task, completion))
+                verdict, completion = await _in_time(deadline, judge(validators, draft.task, completion, told))
             else:
-                verdict, completion = await judge(validators, draft.task, completion)
+                verdict, completion = await judge(validators, draft.task, completion, told)
             stage.attributes[names.VALIDATION_STATUS] = verdict.status
             if verdict.failures:
                 stage.attributes[names.VALIDATION_FAILURES] = [failure.told for failure in verdict.failures]

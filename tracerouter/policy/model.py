@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import orjson
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from tracerouter.errors import ConfigError, nearest
 from tracerouter.policy.file import NotYet, Seconds, Written, read
-from tracerouter.types import Rules
+from tracerouter.policy.patterns import BoundedPattern
+from tracerouter.types import Rules, Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -77,6 +78,58 @@ CacheRule = Annotated[CachePolicy, BeforeValidator(_never, json_schema_input_typ
 TaskCacheRule = Annotated[TaskCache, BeforeValidator(_never, json_schema_input_type=TaskCache | Literal["never"])]
 
 
+class LengthOf(Written):
+    """How long an answer may be."""
+
+    min: Annotated[int, Field(ge=1)] | None = None
+    max: Annotated[int, Field(ge=1)] | None = None
+    unit: Literal["characters", "words", "tokens"] = "characters"
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> Self:
+        if self.min is None and self.max is None:
+            raise PydanticCustomError("bound", "needs `min`, `max`, or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise PydanticCustomError("bound", "no answer has at least {min} and at most {max}", dict(self))
+        return self
+
+
+class ValidatorOf(Written):
+    """A validator with its arguments, under its name."""
+
+    pydantic: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$", description="package.module:Model")
+    language: str | Annotated[list[str], Field(min_length=1)] | None = Field(default=None, description="ISO 639: en")
+    length: LengthOf | None = None
+    matches: BoundedPattern | None = Field(default=None, description="Regular expression that the answer must have")
+    forbids: BoundedPattern | None = Field(default=None, description="Regular expression that it must not have")
+    citations: BoundedPattern | None = Field(default=None, description="How a citation looks, its number in a group")
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if len(self.model_fields_set) != 1 or None in self._args:
+            known = ", ".join(type(self).model_fields)
+            raise PydanticCustomError("one", "needs one of {known}", {"known": known})
+        return self
+
+    @property
+    def _args(self) -> tuple[Any, ...]:
+        (found,) = (getattr(self, name) for name in self.model_fields_set)
+        return tuple(found) if isinstance(found, list) else (found,)
+
+    @property
+    def wanted(self) -> Wanted:
+        """Itself, as the rules of a task hold it."""
+        (name,) = self.model_fields_set
+        args = (self.length.min, self.length.max, self.length.unit) if self.length else self._args
+        return Wanted(name, args)
+
+
+ValidatorRule = Annotated[
+    Annotated[str, Tag("name")] | Annotated[ValidatorOf, Tag("arguments")],
+    Discriminator(lambda found: "name" if isinstance(found, str) else "arguments"),
+]
+
+
 class TaskPolicy(Written):
     """What holds for one label."""
 
@@ -86,7 +139,9 @@ class TaskPolicy(Written):
     max_input_tokens: Tokens | None = Field(default=None, description="Longer requests start at the last rung")
     max_output_tokens: Tokens | None = None
     cache: TaskCacheRule | None = None
-    checks: list[str] | None = Field(default=None, alias="validate", description="Validators, instead of the policy's")
+    checks: list[ValidatorRule] | None = Field(
+        default=None, alias="validate", description="Validators, instead of the policy's"
+    )
     prompt: Path | None = Field(default=None, description="A text file: instructions put before the messages")
     schema_file: Path | None = Field(default=None, alias="schema", description="A JSON Schema file for the answer")
 
@@ -122,7 +177,7 @@ class PolicyFile(Written):
     ladder: Ladder = Field(description="Model aliases, the cheapest first")
     min_confidence: Probability = 0.70
     max_output_tokens: Tokens = Field(default=1024, description="Sent to the model, so that its answer has a bound")
-    checks: list[str] = Field(default=["empty"], alias="validate", description="Validators of every answer")
+    checks: list[ValidatorRule] = Field(default=["empty"], alias="validate", description="Validators of every answer")
     cache: CacheRule = CachePolicy()
     tasks: dict[str, TaskPolicy] = {}
     risks: dict[Risk, RiskPolicy] = {}
@@ -227,7 +282,7 @@ class Policy:
         return any(rule.rules.cache_ttl for rule in (self.default, *self.tasks.values()))
 
     @property
-    def validators(self) -> set[str]:
+    def validators(self) -> set[str | Wanted]:
         """Every validator that is named."""
         return {name for rule in (self.default, *self.tasks.values()) for name in rule.rules.validate}
 
@@ -283,7 +338,10 @@ def _rule(written: PolicyFile, task: TaskPolicy, folder: Path) -> TaskRule:
         rules=Rules(
             prompt=_text(folder / task.prompt) if task.prompt else None,
             schema=_schema(folder / task.schema_file) if task.schema_file else None,
-            validate=tuple(written.checks if task.checks is None else task.checks),
+            validate=tuple(
+                one if isinstance(one, str) else one.wanted
+                for one in (written.checks if task.checks is None else task.checks)
+            ),
             max_output_tokens=task.max_output_tokens or written.max_output_tokens,
             cache_ttl=ttl,
         ),
