@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import orjson
+from cachebox import LRUCache
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -49,6 +50,9 @@ def _no_rung_twice(ladder: list[str]) -> list[str]:
 
 
 Ladder = Annotated[list[str], Field(min_length=1), AfterValidator(_no_rung_twice)]
+
+DECISIONS = 1024
+"""How many resolutions of a policy are remembered, at most; some 2 kB each."""
 
 RISKS: tuple[str, ...] = get_args(Risk)
 
@@ -229,6 +233,10 @@ class Policy:
     """The file it was read from."""
     salt: str = field(repr=False)
     """Digest of all that changes what a model answers; thresholds do not, so a new one keeps the cache."""
+    decided: LRUCache[tuple[Any, ...], Any] = field(
+        init=False, repr=False, compare=False, default_factory=lambda: LRUCache(DECISIONS)
+    )
+    """What ``decide`` remembers under this policy; it goes when the policy does."""
 
     @classmethod
     def of(cls, written: PolicyFile, folder: Path = Path(), source: str = "policy") -> Policy:

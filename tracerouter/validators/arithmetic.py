@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tracerouter.types import Check
@@ -83,7 +84,7 @@ _NOTATIONS: Final = (
 """1,234.5 and 1.234,5: a calculation is right if it is right in one of the two."""
 
 
-class _Unclear(Exception):  # noqa: N818 - not an error: it says that nothing is said
+class _Unclear(Exception):
     """What stands there can't be read for sure."""
 
 
@@ -115,7 +116,7 @@ def _judged(text: str) -> Iterator[tuple[int, int, bool]]:
     """Yield start, end and rightness of each calculation that can be read."""
     for run in _runs(text):
         sides = _sides(run)
-        for left, right in zip(sides, sides[1:], strict=False):
+        for left, right in pairwise(sides):
             if not left or not right or _is_shown(left) == _is_shown(right):
                 continue  # one of them is to be done, and the other one is what comes out
             verdict = _comes_out(text, *((right, left) if _is_shown(left) else (left, right)))

@@ -53,7 +53,7 @@ class Checks:
                 JsonSchema(schema, param=where)
             except BadRequest as error:
                 raise ConfigError(error.message) from None
-        self._known: dict[str | Wanted, Validator] = {**_SIMPLE}
+        self._known: dict[str | Wanted, Validator] = dict(_SIMPLE.items())
         for name in named:
             if isinstance(name, Wanted):
                 self._known[name] = _KINDS[name.validator](*name.args)
