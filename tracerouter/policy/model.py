@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 from pydantic_core import PydanticCustomError
 
 from tracerouter.errors import ConfigError, nearest
-from tracerouter.policy.file import NotYet, Seconds, Written, read
+from tracerouter.policy.file import NotYet, Seconds, Written, read, seconds
 from tracerouter.policy.patterns import BoundedPattern
 from tracerouter.types import Rules, Wanted
 
@@ -62,20 +62,56 @@ def _never(found: object) -> object:
     return {"ttl": None} if found == "never" or found is False else found
 
 
+def _ttl(found: object) -> float:
+    try:
+        return seconds(found)
+    except PydanticCustomError:
+        msg = "found {found}, but a duration such as 10m, 1h or 7d, or a name of `freshness`, belongs here"
+        raise PydanticCustomError("duration", msg, {"found": repr(found)}) from None
+
+
+Ttl = Annotated[float, BeforeValidator(_ttl, json_schema_input_type=float | str)]
+
+
+class NormalizeOf(Written):
+    """What makes no difference in a question, besides its white space and the forms of its letters."""
+
+    synonyms: dict[Annotated[str, Field(min_length=1)], str] = Field(
+        default={}, description="Word: the word it stands for"
+    )
+    noise: list[BoundedPattern] = Field(default=[], description="Regular expressions of what is left out")
+
+    @model_validator(mode="after")
+    def _each_ends_somewhere(self) -> Self:
+        words = {word.casefold() for word in self.synonyms}
+        for word, instead in self.synonyms.items():
+            if instead.casefold() in words:
+                msg = "{instead} stands for another word itself"
+                raise PydanticCustomError("chain", msg, {"instead": repr(instead), "key": word})
+        return self
+
+
+def _off(found: object) -> object:
+    return False if found in ("off", "never") else found
+
+
 class TaskCache(Written):
     """How long one task's answers are kept.
 
     Who shares them is the whole policy's to say, since the look-up comes before the task is known.
     """
 
-    ttl: Seconds | None = Field(description="How long an answer is kept: 10m, 1h")
+    ttl: Ttl | None = Field(description="How long an answer is kept: 10m, 1h, or a name of `freshness`")
 
 
 class CachePolicy(Written):
-    """How long answers are kept, and who shares them."""
+    """How long answers are kept, who shares them, and which questions are one."""
 
-    ttl: Seconds | None = Field(default=600.0, description="How long an answer is kept: 10m, 1h")
+    ttl: Ttl | None = Field(default=600.0, description="How long an answer is kept: 10m, 1h, or a name of `freshness`")
     scope: Literal["user", "tenant"] = Field(default="tenant", description="Who may be given another's answer")
+    normalize: Annotated[NormalizeOf | Literal[False], BeforeValidator(_off)] = Field(
+        default=NormalizeOf(), description="Which questions are one; off: only equal ones"
+    )
 
 
 CacheRule = Annotated[CachePolicy, BeforeValidator(_never, json_schema_input_type=CachePolicy | Literal["never"])]
@@ -183,12 +219,27 @@ class PolicyFile(Written):
     max_output_tokens: Tokens = Field(default=1024, description="Sent to the model, so that its answer has a bound")
     checks: list[ValidatorRule] = Field(default=["empty"], alias="validate", description="Validators of every answer")
     cache: CacheRule = CachePolicy()
+    freshness: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")], Seconds] = Field(
+        default={}, description="Names for how old an answer may be"
+    )
     tasks: dict[str, TaskPolicy] = {}
     risks: dict[Risk, RiskPolicy] = {}
     tiers: dict[str, TierPolicy] = {}
     windows: NotYet = None
     quotas: NotYet = None
     storm: NotYet = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_of_freshness(cls, found: Any) -> Any:
+        """Put the duration where a `ttl` has its name."""
+        labels = found.get("freshness") if isinstance(found, dict) else None
+        if not isinstance(labels, dict):
+            return found
+        tasks = found.get("tasks")
+        if isinstance(tasks, dict):
+            found = {**found, "tasks": {label: _aged(task, labels) for label, task in tasks.items()}}
+        return _aged(found, labels)
 
     @model_validator(mode="after")
     def _starts_stand_on_a_ladder(self) -> Self:
@@ -202,6 +253,23 @@ class PolicyFile(Written):
                 told = {"where": where, "start": repr(start), "nearest": nearest(start, rungs)}
                 raise PydanticCustomError("not_known", msg, told)
         return self
+
+
+def _aged(holder: Any, labels: dict[Any, Any]) -> Any:
+    cache = holder.get("cache") if isinstance(holder, dict) else None
+    if not isinstance(cache, dict) or not isinstance(cache.get("ttl"), str) or cache["ttl"] not in labels:
+        return holder
+    return {**holder, "cache": {**cache, "ttl": labels[cache["ttl"]]}}
+
+
+@dataclass(frozen=True, slots=True)
+class Normal:
+    """What is done to a question before it is looked for among those that were answered."""
+
+    synonyms: tuple[tuple[str, str], ...] = ()
+    """A word, and the one that it stands for."""
+    noise: tuple[str, ...] = ()
+    """Patterns of what is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +295,10 @@ class Policy:
     tiers: Mapping[str, TierPolicy]
     scope: str
     """Who shares a cached answer: ``tenant`` or ``user``."""
+    normal: Normal | None
+    """Which questions are one. None: only equal ones."""
+    freshness: Mapping[str, float]
+    """How old an answer may be (seconds), by the names that tasks and callers use."""
     label_patterns: Mapping[str, tuple[str, ...]] = field(repr=False)
     risk_patterns: Mapping[str, tuple[str, ...]] = field(repr=False)
     source: str
@@ -250,10 +322,14 @@ class Policy:
         tiers = dict(written.tiers)
         usual = replace(default.rules, cache_ttl=None)
         special = {label: replace(rule.rules, cache_ttl=None) for label, rule in tasks.items()}
-        changing = [
+        asked = written.cache.normalize
+        normal = Normal(tuple(asked.synonyms.items()), tuple(asked.noise)) if asked else None
+        changing: list[Any] = [
             [usual, {label: rules for label, rules in special.items() if rules != usual}],
             [written.ladder, {name: tier.ladder for name, tier in tiers.items()}],
         ]
+        if normal not in (None, Normal()):
+            changing.append(normal)  # what was taken for one question before may be two now
         salt = blake2b(orjson.dumps(changing, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
         return cls(
             name=written.name,
@@ -264,6 +340,8 @@ class Policy:
             risks={str(name): risk for name, risk in written.risks.items()},
             tiers=tiers,
             scope=written.cache.scope,
+            normal=normal,
+            freshness=written.freshness,
             label_patterns={label: tuple(task.match) for label, task in written.tasks.items() if task.match},
             risk_patterns={str(name): tuple(risk.match) for name, risk in written.risks.items() if risk.match},
             source=source,
