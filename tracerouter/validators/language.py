@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 SURE: Final = 0.8
 """The probability from which a language counts as recognised; below it nothing is said."""
 
+_NO_LANGUAGE: Final = "zxx"
 _FEWEST_LETTERS: Final = 20
 _LOOKED_AT: Final = 1_000
 """Characters that the detector sees, at most: half a millisecond."""
@@ -53,7 +54,7 @@ class Language:
         found, probability = self._detector.classify(text)
         if found in self._wanted:
             return Check(self.name, "passed")
-        if probability < SURE:
+        if probability < SURE or found == _NO_LANGUAGE:
             return Check(self.name, "skipped")
         message = f"the answer must be in {' or '.join(sorted(self._wanted))}"
         return Check(self.name, "failed", (wrong(self.name, message),))

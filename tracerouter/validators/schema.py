@@ -6,7 +6,7 @@ import re
 from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_origin
 
 import json_repair
 import jsonschema_rs
@@ -87,10 +87,13 @@ class PydanticModel:
     reads_text = True
 
     def __init__(self, dotted: str) -> None:
+        found = imported(dotted)
+        msg = f"validate: {dotted!r} is no pydantic model"
+        if not isinstance(found, type) and get_origin(found) is None:  # pydantic would call a function
+            raise ConfigError(msg)
         try:
-            self._adapter: TypeAdapter[Any] = TypeAdapter(imported(dotted))
+            self._adapter: TypeAdapter[Any] = TypeAdapter(found)
         except PydanticUserError:
-            msg = f"validate: {dotted!r} is no pydantic model"
             raise ConfigError(msg) from None
 
     async def validate(self, task: Task, completion: Completion) -> Check:  # noqa: ARG002 - the protocol's
