@@ -33,7 +33,7 @@ _FORMS: Final = re.compile(
 
 _CODE: Final = re.compile(r"""[\t`"“”„«»「」『』{}\[\]<>|\\=;_]""")
 _QUOTED: Final = re.compile(r"['‘](?<!\w.)")
-_INDENTED: Final = re.compile(r"\n +\S|\A +\S[^\n]*\n")
+_INDENTED: Final = re.compile(r"\n +\S|\A +\S[^\n]*\n\s*\S")
 _ABOUT_IT: Final = ("space", "character", "indent", "blank", "newline")
 """Words of questions about white space."""
 
@@ -91,7 +91,9 @@ def _tidied(text: str) -> str:
 def _narrowed(gap: re.Match[str]) -> str:
     """Return one space for several, except beside a number, and between names: there a gap may part two of them."""
     before, after = gap[1], gap[2]
-    parts = before.isdigit() or after.isdigit() or (after.isupper() and before.isalnum())
+    word = max(gap.string.rfind(end, 0, gap.start()) for end in " \n") + 1
+    names = gap.string[word].isupper() and before.isalnum() and after.isupper()
+    parts = before.isdigit() or after.isdigit() or names
     return gap[0] if parts else " "
 
 

@@ -73,26 +73,27 @@ def _ttl(found: object) -> float:
 Ttl = Annotated[float, BeforeValidator(_ttl, json_schema_input_type=float | str)]
 
 
+def _each_ends_somewhere(synonyms: dict[str, str]) -> dict[str, str]:
+    words = {word.casefold() for word in synonyms}
+    for word, instead in synonyms.items():
+        if instead.casefold() in words:
+            told = {"instead": repr(instead), "key": word}
+            raise PydanticCustomError("twice", "{instead} stands for another word itself", told)
+    return synonyms
+
+
+Synonyms = Annotated[dict[Annotated[str, Field(min_length=1)], str], AfterValidator(_each_ends_somewhere)]
+
+
 class NormalizeOf(Written):
-    """What makes no difference in a question, besides its white space and the forms of its letters."""
+    """What makes no difference in a question, besides its white space and the width of its letters."""
 
-    synonyms: dict[Annotated[str, Field(min_length=1)], str] = Field(
-        default={}, description="Word: the word it stands for"
-    )
+    synonyms: Synonyms = Field(default={}, description="Word: the word that it stands for")
     noise: list[BoundedPattern] = Field(default=[], description="Regular expressions of what is left out")
-
-    @model_validator(mode="after")
-    def _each_ends_somewhere(self) -> Self:
-        words = {word.casefold() for word in self.synonyms}
-        for word, instead in self.synonyms.items():
-            if instead.casefold() in words:
-                msg = "{instead} stands for another word itself"
-                raise PydanticCustomError("chain", msg, {"instead": repr(instead), "key": word})
-        return self
 
 
 def _off(found: object) -> object:
-    return False if found in ("off", "never") else found
+    return None if found in ("off", "never", False) else found
 
 
 class TaskCache(Written):
@@ -109,9 +110,9 @@ class CachePolicy(Written):
 
     ttl: Ttl | None = Field(default=600.0, description="How long an answer is kept: 10m, 1h, or a name of `freshness`")
     scope: Literal["user", "tenant"] = Field(default="tenant", description="Who may be given another's answer")
-    normalize: Annotated[NormalizeOf | Literal[False], BeforeValidator(_off)] = Field(
-        default=NormalizeOf(), description="Which questions are one; off: only equal ones"
-    )
+    normalize: Annotated[
+        NormalizeOf | None, BeforeValidator(_off, json_schema_input_type=NormalizeOf | Literal["off"])
+    ] = Field(default=NormalizeOf(), description="Which questions are one; off: only equal ones")
 
 
 CacheRule = Annotated[CachePolicy, BeforeValidator(_never, json_schema_input_type=CachePolicy | Literal["never"])]
