@@ -17,13 +17,37 @@ from tracerouter.policy.model import Normal
 from tracerouter.types import Task
 
 BUILT_IN = Normal()
-NAMES = st.sampled_from(["Ada", "Ann", "Anne", "Bob", "Åsa", "Ása", "Müller", "Muller", "李", "O'Neil", "Mary Ann", "Mary"])
+NAMES = st.sampled_from(
+    ["Ada", "Ann", "Anne", "Bob", "Åsa", "Ása", "Müller", "Muller", "李", "O'Neil", "Mary Ann", "Mary"]
+)
 NUMBERS = st.sampled_from(
-    ["1", "2", "12", "1 2", "1  2", "21", "1.2", "12.", "1,2", "-1", "- 1", "+1", "x2", "x²", "2²", "22", "½", "1½", "11/2"]
+    [
+        "1",
+        "2",
+        "12",
+        "1 2",
+        "1  2",
+        "21",
+        "1.2",
+        "12.",
+        "1,2",
+        "-1",
+        "- 1",
+        "+1",
+        "x2",
+        "x²",
+        "2²",
+        "22",
+        "½",
+        "1½",
+        "11/2",
+    ]
     + ["1/2", "①", "⑴", "Ⅳ", "IV", "٣", "10³", "103", "2⁻¹", "2-1", "₂", "1e3", "0x1", "5 %", "5‰"]  # noqa: RUF001
 )
 NEGATIONS = st.sampled_from(["", "not ", "never ", "no ", "No ", "№ ", "un", "n't ", "¬", "!"])
-OPERATORS = st.sampled_from(["+", "-", "*", "/", "=", "≠", "<", ">", "≤", "^", "%", "±", "±±", "∓", "×", "x", "→", "->"])  # noqa: RUF001
+OPERATORS = st.sampled_from(
+    ["+", "-", "*", "/", "=", "≠", "<", ">", "≤", "^", "%", "±", "±±", "∓", "×", "x", "→", "->"]
+)  # noqa: RUF001
 SENTENCES = st.tuples(NAMES, NEGATIONS, NUMBERS, OPERATORS, NUMBERS)
 SPACES = st.text(" ", max_size=3)
 
@@ -60,7 +84,9 @@ def squeezed(text: str) -> str:
     """Return what is left of a text without white space, its wide and joined forms taken back."""
     tags = ("<wide>", "<narrow>", "<initial>", "<medial>", "<final>", "<isolated>")
     folded = (
-        unicodedata.normalize("NFKC", one) if unicodedata.decomposition(one).startswith(tags) or "ﬀ" <= one <= "ﬗ" else one
+        unicodedata.normalize("NFKC", one)
+        if unicodedata.decomposition(one).startswith(tags) or "ﬀ" <= one <= "ﬗ"
+        else one
         for one in text
     )
     return "".join(unicodedata.normalize("NFC", "".join(folded)).split())

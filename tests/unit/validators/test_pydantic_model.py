@@ -54,7 +54,10 @@ async def test_what_the_model_takes_passes_as_it_is() -> None:
     ("text", "told"),
     [
         ("{}", ["missing $.due"]),
-        ('{"due": 5, "lines": [{"price": 1}, {"price": -1}]}', ["date_type $.due", "greater_than_equal $.lines[1].price"]),
+        (
+            '{"due": 5, "lines": [{"price": 1}, {"price": -1}]}',
+            ["date_type $.due", "greater_than_equal $.lines[1].price"],
+        ),
         ('{"due": "2026-01-31", "note": "rude"}', ["value_error $.note"]),
         ("It is due tomorrow.", ["not_json $"]),
         ('{"due": "2026-01-31", "note": "crash"}', ["validator_error $"]),
@@ -77,7 +80,12 @@ async def test_almost_json_is_repaired() -> None:
 
 @pytest.mark.parametrize(
     ("dotted", "said"),
-    [("no.such:Model", "can't be imported"), (f"{__name__}:checked", "is no pyd"), ("math:pi", "is no pyd"), (f"{__name__}:PydanticModel", "is no pydantic model")],
+    [
+        ("no.such:Model", "can't be imported"),
+        (f"{__name__}:checked", "is no pyd"),
+        ("math:pi", "is no pyd"),
+        (f"{__name__}:PydanticModel", "is no pydantic model"),
+    ],
 )
 def test_what_is_no_model_is_named(dotted: str, said: str) -> None:
     """A name that can't be imported, or that pydantic can't validate, is an error at start."""
