@@ -219,9 +219,9 @@ async def test_headers_of_the_request(http: aiohttp.ClientSession, gateway: Gate
     assert (await post(http, gateway, asking("keep [[ok]]")))[1]["x-tracerouter-cache"] == "hit"
     fresh = await post(http, gateway, asking("keep [[ok]]"), x_tracerouter_cache="max-age=0")
     assert fresh[1]["x-tracerouter-cache"] == "stale"
-    for name, status in (("volatile", "stale"), ("daily", "hit")):
+    for name, found in (("volatile", "stale"), ("daily", "hit")):
         _, headers, _ = await post(http, gateway, asking("keep [[ok]]"), x_tracerouter_cache=name)
-        assert headers["x-tracerouter-cache"] == status
+        assert headers["x-tracerouter-cache"] == found
     bypassed = await post(http, gateway, asking("keep [[ok]]"), x_tracerouter_cache="no-store")
     assert bypassed[1]["x-tracerouter-cache"] == "bypass"
     status, headers, _ = await post(http, gateway, asking("late [[hang]]"), x_tracerouter_timeout="0.2")

@@ -71,7 +71,7 @@ async def test_a_user_keeps_answers_for_itself() -> None:
 
 
 async def test_questions_that_differ_in_form_are_one() -> None:
-    """A question in other spacing, with an owner's synonym or noise, is answered from the cache; the model sees it raw."""
+    """A question in other spacing, with an owner's synonym or noise, is answered before; the model sees it raw."""
     how = {"synonyms": {"invoice": "bill"}, "noise": ["^hi[,!. ]+"]}
     with_models = caching({"normalize": how})
     assert await said(with_models, "Hi!  where is my invoice?\n") == "first"

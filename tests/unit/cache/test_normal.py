@@ -1,5 +1,7 @@
 """Questions in other clothes are one, and no two that differ in meaning ever are."""
 
+# ruff: noqa: RUF001 - such characters are what it is about
+
 from __future__ import annotations
 
 import sys
@@ -20,34 +22,14 @@ BUILT_IN = Normal()
 NAMES = st.sampled_from(
     ["Ada", "Ann", "Anne", "Bob", "Åsa", "Ása", "Müller", "Muller", "李", "O'Neil", "Mary Ann", "Mary"]
 )
-NUMBERS = st.sampled_from(
-    [
-        "1",
-        "2",
-        "12",
-        "1 2",
-        "1  2",
-        "21",
-        "1.2",
-        "12.",
-        "1,2",
-        "-1",
-        "- 1",
-        "+1",
-        "x2",
-        "x²",
-        "2²",
-        "22",
-        "½",
-        "1½",
-        "11/2",
-    ]
-    + ["1/2", "①", "⑴", "Ⅳ", "IV", "٣", "10³", "103", "2⁻¹", "2-1", "₂", "1e3", "0x1", "5 %", "5‰"]  # noqa: RUF001
-)
+NUMBERS = st.sampled_from([
+    "1", "2", "12", "1 2", "1  2", "21", "1.2", "12.", "1,2", "-1", "- 1", "+1", "x2", "x²", "2²", "22", "½", "1½",
+    "11/2", "1/2", "①", "⑴", "Ⅳ", "IV", "٣", "10³", "103", "2⁻¹", "2-1", "₂", "1e3", "5 %", "5‰",
+])  # fmt: skip
 NEGATIONS = st.sampled_from(["", "not ", "never ", "no ", "No ", "№ ", "un", "n't ", "¬", "!"])
 OPERATORS = st.sampled_from(
     ["+", "-", "*", "/", "=", "≠", "<", ">", "≤", "^", "%", "±", "±±", "∓", "×", "x", "→", "->"]
-)  # noqa: RUF001
+)
 SENTENCES = st.tuples(NAMES, NEGATIONS, NUMBERS, OPERATORS, NUMBERS)
 SPACES = st.text(" ", max_size=3)
 
@@ -104,11 +86,11 @@ def test_no_character_changes_its_value() -> None:
     for code in range(sys.maxunicode + 1):
         one = chr(code)
         after = plain(f"a{one}a")[1:-1]
-        if after == one or one in "\r" or 0xD800 <= code < 0xE000:
+        if one in (after, "\r") or 0xD800 <= code < 0xE000:
             continue
         assert unicodedata.numeric(one, None) == (unicodedata.numeric(after, None) if len(after) == 1 else None), one
         kinds = {unicodedata.category(part)[0] for part in after}
-        assert kinds <= {unicodedata.category(one)[0], "M"} or one in "ﬅ", (one, after)
+        assert kinds <= {unicodedata.category(one)[0], "M"}, (one, after)
 
 
 @pytest.mark.parametrize(
@@ -120,8 +102,8 @@ def test_no_character_changes_its_value() -> None:
         ("What is VAT?\r\nAnd GST?", "What is VAT?\nAnd GST?"),
         ("First this.  Then that.", "First this. Then that."),
         ("One. \n\n\n\nTwo.", "One.\n\nTwo."),
-        ("Ｗｈａｔ　ｉｓ　ＶＡＴ？", "What is VAT?"),  # noqa: RUF001
-        ("price: １２３", "price: 123"),  # noqa: RUF001
+        ("Ｗｈａｔ　ｉｓ　ＶＡＴ？", "What is VAT?"),
+        ("price: １２３", "price: 123"),
         ("ﾊﾟﾘ", "パリ"),
         ("the oﬃce", "the office"),
         ("a\u00a0b", "a b"),
@@ -158,7 +140,7 @@ def test_what_asks_the_same_is_one(one: str, other: str) -> None:
         ("ℝ", "R"),
         ("rose Rose", "rose rose"),
         ("one\ntwo", "one two"),
-        ("„a＂ ｂ", "„a＂ b"),  # noqa: RUF001
+        ("„a＂ ｂ", "„a＂ b"),
     ],
 )
 def test_what_may_ask_something_else_is_not(one: str, other: str) -> None:
@@ -167,7 +149,7 @@ def test_what_may_ask_something_else_is_not(one: str, other: str) -> None:
 
 
 OWNERS = Normal(
-    (("colour", "color"), ("sign in", "log in"), ("ＶＡＴ", "VAT")),  # noqa: RUF001
+    (("colour", "color"), ("sign in", "log in"), ("ＶＡＴ", "VAT")),
     (r"^(hi|hello|dear \w+)[,!. ]+", r"\s*(?s:(best|kind) regards.*)$"),
 )
 

@@ -45,7 +45,7 @@ def error_of(tmp_path: Path, text: str | bytes) -> str:
         ),
         (
             "ladder: [a]\nfreshness: {dayly: 1d}\ncache: {ttl: daily}",
-            "policy.yaml:3: cache.ttl: found 'daily', but a duration such as 10m, 1h or 7d, or a name of `freshness`, bel",
+            "policy.yaml:3: cache.ttl: found 'daily', but a duration such as 10m, 1h or 7d, or a name of `fres",
         ),
         (
             "ladder: [a]\nfreshness: {daily: soon}",
@@ -149,7 +149,7 @@ def of(**written: object) -> Policy:
 
 
 def test_freshness_has_names() -> None:
-    """A name of `freshness` stands for its duration, in the policy's cache rule and in a task's; one of 0 keeps nothing."""
+    """A name of `freshness` stands for its duration, in the policy's cache rule and in a task's."""
     names = {"static": "30d", "daily": "1d", "volatile": 0}
     policy = of(
         freshness=names,

@@ -17,6 +17,8 @@ from tracerouter.validators.custom import load
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tracerouter.validators import Validator
+
 TASK = Task.chat("How much is it?")
 ANSWER = Completion.of("The secret number is 4711.", model="m")
 OBJECT = {"type": "object"}
@@ -222,7 +224,7 @@ async def test_each_check_is_told_in_order_with_its_time() -> None:
         await asyncio.sleep(0.02)
         return "no"
 
-    asked = [Empty(), Custom("slow", slow), Truncated()]
+    asked: list[Validator] = [Empty(), Custom("slow", slow), Truncated()]
     await judge(asked, TASK, ANSWER, lambda check, took: heard.append((check.validator, check.status, took >= 0.02)))
     assert heard == [("empty", "passed", False), ("slow", "failed", True), ("truncated", "passed", False)]
 
