@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from tracerouter.cache import output_key, prompt_hash
-from tracerouter.errors import CallerGone, ProviderError, ProviderTimeout, UnknownModel, nearest, place
+from tracerouter.errors import BadRequest, CallerGone, ProviderError, ProviderTimeout, UnknownModel, nearest, place
 from tracerouter.policy import decide
 from tracerouter.providers import HandlerProvider, Model, compose
 from tracerouter.telemetry import Telemetry, names
@@ -20,6 +20,7 @@ from tracerouter.types import (
     Decision,
     Entry,
     Escalation,
+    Freshness,
     Hit,
     Meter,
     Outcome,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from tracerouter.policy import Policy
     from tracerouter.protocols import Classifier, Ledger, Sink
     from tracerouter.telemetry import Draft, Note
+    from tracerouter.types import Check
     from tracerouter.validators import Checks, Validator
 
 
@@ -201,12 +203,24 @@ class Router:
             baseline=top.cost if top else None,
         )
 
+    def _freshness(self, task: Task) -> Freshness:
+        """Return what the caller lets the cache do, with the policy's duration for a name."""
+        label, known = task.freshness.label, self.policy.freshness
+        if label is None:
+            return task.freshness
+        if label not in known:
+            names_known = ", ".join(["no-store", "max-age=SECONDS", *known])
+            msg = f"there is no freshness {label[:64]!r}{nearest(label, known)}; known are {names_known}"
+            raise BadRequest(msg, "x-tracerouter-cache")
+        return task.freshness._replace(max_age=known[label])
+
     async def _look_up(self, task: Task, draft: Draft) -> Hit:
-        key = output_key(task, scope=self.policy.scope, salt=self.policy.salt) if self._cache else None
+        freshness, policy = self._freshness(task), self.policy
+        key = output_key(task, scope=policy.scope, salt=policy.salt, normal=policy.normal) if self._cache else None
         if self._cache is None or key is None:
             return draft.hit
         with draft.timeline.stage("cache") as stage:
-            draft.hit = hit = await self._cache.look_up(key, task.freshness)
+            draft.hit = hit = await self._cache.look_up(key, freshness)
             stage.attributes[names.CACHE_LAYER] = hit.layer
             stage.attributes[names.CACHE_STATUS] = hit.status
             stage.attributes[names.CACHE_KEY_HASH] = key
@@ -294,10 +308,15 @@ class Router:
         self, validators: Sequence[Validator], completion: Completion, deadline: float, draft: Draft
     ) -> tuple[Verdict, Completion]:
         with draft.timeline.stage("validate") as stage:
+
+            def told(check: Check, seconds: float) -> None:
+                facts = {names.VALIDATOR: check.validator, names.VALIDATION_STATUS: check.status}
+                stage.event(names.CHECK_EVENT, **facts, **{names.LATENCY: seconds})
+
             if any(isinstance(one, Custom) for one in validators):  # the built-in ones wait for nothing
-                verdict, completion = await _in_time(deadline, judge(validators, draft.task, completion))
+                verdict, completion = await _in_time(deadline, judge(validators, draft.task, completion, told))
             else:
-                verdict, completion = await judge(validators, draft.task, completion)
+                verdict, completion = await judge(validators, draft.task, completion, told)
             stage.attributes[names.VALIDATION_STATUS] = verdict.status
             if verdict.failures:
                 stage.attributes[names.VALIDATION_FAILURES] = [failure.told for failure in verdict.failures]

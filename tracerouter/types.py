@@ -101,6 +101,8 @@ class Freshness(NamedTuple):
     """Neither look up nor keep."""
     max_age: float | None = None
     """Seconds; an older entry does not count. None: any entry that has not expired."""
+    label: str | None = None
+    """A name of the policy's `freshness`, which says how old an entry may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -451,13 +453,25 @@ class Rung:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """A validator that a policy asks for with arguments: ``{length: {max: 2000}}``."""
+
+    validator: str
+    args: tuple[Any, ...]
+    """What it is made with: strings, numbers and None."""
+
+    def __str__(self) -> str:
+        return f"{self.validator}({', '.join('any' if arg is None else str(arg) for arg in self.args)})"
+
+
+@dataclass(frozen=True, slots=True)
 class Rules:
     """What a policy says of one task, on top of where to send it."""
 
     prompt: str | None = None
     """Instructions put before the caller's messages."""
     schema: Mapping[str, Any] | None = None
-    validate: tuple[str, ...] = ()
+    validate: tuple[str | Wanted, ...] = ()
     max_output_tokens: int | None = None
     cache_ttl: float | None = None
     """Seconds; None: never keep."""

@@ -30,7 +30,11 @@ async def upstream() -> AsyncIterator[Upstream]:
 @pytest.fixture
 async def gateway(tmp_path: Path, upstream: Upstream) -> AsyncIterator[Gateway]:
     """A gateway in front of it."""
-    policy = {"tasks": {"sql": {"start": "large"}}, "risks": {"pii": {"match": ["secret"], "cache": "never"}}}
+    policy = {
+        "tasks": {"sql": {"start": "large"}},
+        "risks": {"pii": {"match": ["secret"], "cache": "never"}},
+        "freshness": {"volatile": 0, "daily": "1d"},
+    }
     async with Gateway(write(tmp_path, openai_models(upstream.url, timeout=1), policy)) as running:
         yield running
 
@@ -195,6 +199,7 @@ async def test_bad_input(http: aiohttp.ClientSession, gateway: Gateway, upstream
     [
         ("x-tracerouter-task", "no such name!"),
         ("x-tracerouter-cache", "please"),
+        ("x-tracerouter-cache", "max-age=soon"),
         ("x-tracerouter-timeout", "-1"),
         ("x-tracerouter-timeout", "nan"),
     ],
@@ -214,6 +219,9 @@ async def test_headers_of_the_request(http: aiohttp.ClientSession, gateway: Gate
     assert (await post(http, gateway, asking("keep [[ok]]")))[1]["x-tracerouter-cache"] == "hit"
     fresh = await post(http, gateway, asking("keep [[ok]]"), x_tracerouter_cache="max-age=0")
     assert fresh[1]["x-tracerouter-cache"] == "stale"
+    for name, found in (("volatile", "stale"), ("daily", "hit")):
+        _, headers, _ = await post(http, gateway, asking("keep [[ok]]"), x_tracerouter_cache=name)
+        assert headers["x-tracerouter-cache"] == found
     bypassed = await post(http, gateway, asking("keep [[ok]]"), x_tracerouter_cache="no-store")
     assert bypassed[1]["x-tracerouter-cache"] == "bypass"
     status, headers, _ = await post(http, gateway, asking("late [[hang]]"), x_tracerouter_timeout="0.2")

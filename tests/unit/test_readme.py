@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import pytest
+import yaml
+
 from tracerouter import Completion, Task
-from tracerouter.validators import Custom
+from tracerouter.cache import output_key
+from tracerouter.policy import Policy, PolicyFile
+from tracerouter.validators import BUILT_IN, Checks, Custom
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -17,6 +24,47 @@ def python_of(part: str) -> str:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     (found,) = (block for block in blocks if part in block)
     return str(found)
+
+
+def policy_of(part: str) -> Policy:
+    """Return a policy of the README's YAML block that holds `part`."""
+    blocks = re.findall(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (found,) = (block for block in blocks if part in block)
+    return Policy.of(PolicyFile.model_validate({"ladder": ["small"], **yaml.safe_load(found)}))
+
+
+@pytest.fixture
+def my_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the README's own validators where its policy looks for them."""
+    module = ModuleType("my.module")
+    for part in ("def total_adds_up", "class Order"):
+        exec(python_of(part), vars(module))  # noqa: S102 - our own README
+    monkeypatch.setitem(sys.modules, "my", ModuleType("my"))
+    monkeypatch.setitem(sys.modules, "my.module", module)
+
+
+@pytest.mark.usefixtures("my_module")
+async def test_every_validator() -> None:
+    """The README's list has every validator that there is, can be used as it stands, and finds what it says."""
+    policy = policy_of("{length:")
+    rules = policy.default.rules
+    named = [one if isinstance(one, str) else one.validator for one in rules.validate]
+    assert {*named} == {*BUILT_IN, "pydantic", "language", "length", "matches", "forbids", "my.module:total_adds_up"}
+    made = {one.name: one for one in Checks(policy.validators).of(Task.chat("x"), rules)}
+    assert [*made] == named
+    order = Completion.of('{"prices": [1, 2], "total": 4}', model="m")
+    for name in ("pydantic", "my.module:total_adds_up"):
+        (failure,) = (await made[name].validate(Task.chat("x"), order)).failures
+        assert "the total is not the sum of the prices" in failure.message
+
+
+def test_which_questions_are_one() -> None:
+    """The README's names, synonyms and noise do what it says."""
+    policy = policy_of("freshness:")
+    assert (policy.default.rules.cache_ttl, policy.task("news").rules.cache_ttl) == (86_400, 0)
+    asked = ["Which color has the log in page?", "Hello! Which colour has the sign in page?\n\nKind regards,\nAnn"]
+    keys = {output_key(Task.chat(one), scope=policy.scope, salt=policy.salt, normal=policy.normal) for one in asked}
+    assert len(keys) == 1
 
 
 async def test_own_classifier_and_validator() -> None:

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
+from tracerouter.cache.normal import normalized
+
 if TYPE_CHECKING:
+    from tracerouter.policy.model import Normal
     from tracerouter.types import Task
 
 FORMAT: Final = 1
@@ -19,13 +22,14 @@ HOTTEST: Final = 0.3
 _NOT_OF_THE_ANSWER: Final = frozenset({"stream", "stream_options", "user", "metadata", "store"})
 
 
-def output_key(task: Task, *, scope: str, salt: str) -> str | None:
+def output_key(task: Task, *, scope: str, salt: str, normal: Normal | None = None) -> str | None:
     """Return the key of an answer, or None where the request is not to be cached.
 
     Args:
         task: The request.
         scope: ``tenant``, or ``user``: who may be given another's answer.
         salt: Digest of all in the policy that changes what a model answers.
+        normal: What of the last user message makes no difference. None: everything does.
     """
     caller, body = task.caller, task.body
     if task.freshness.no_store or (body.get("temperature") or 0) > HOTTEST or (body.get("n") or 1) > 1:
@@ -33,6 +37,8 @@ def output_key(task: Task, *, scope: str, salt: str) -> str | None:
     if scope == "user" and caller.user is None:
         return None  # nobody to share with is not the same as everybody
     asked = {name: value for name, value in body.items() if name not in _NOT_OF_THE_ANSWER}
+    if normal is not None:
+        asked["messages"] = normalized(task.messages, normal)
     who = [caller.tenant, caller.tier, caller.user if scope == "user" else None]
     told = orjson.dumps([FORMAT, who, salt, task.hint, task.handler is not None, asked], option=orjson.OPT_SORT_KEYS)
     return blake2b(told, digest_size=16).hexdigest()

@@ -78,7 +78,7 @@ async def _explain(built: Deployment, task: Task) -> dict[str, Any]:
             for rung in decision.rungs
         ],
         "policy": decision.policy,
-        "validate": list(decision.rules.validate),
+        "validate": [str(one) for one in decision.rules.validate],
         "cache_ttl": decision.rules.cache_ttl,
         "input_tokens": tokens,
         "max_output_tokens": limit,

@@ -103,8 +103,14 @@ def _detail(note: Mapping[str, Any]) -> str:
     if names.ERROR_TYPE in told:
         said = note.get("status_message")
         parts.append(f"ERROR {told[names.ERROR_TYPE]}{f' ({said})' if said else ''}")
-    parts += [f"{event['name']} at {event['at_ms']:.0f} ms ({event.get(names.ERROR_TYPE)})" for event in note["events"]]
+    parts += [_event(event) for event in note["events"]]
     return "; ".join(parts)
+
+
+def _event(event: Mapping[str, Any]) -> str:
+    if event["name"] == names.CHECK_EVENT:
+        return f"{event[names.VALIDATOR]} {event[names.VALIDATION_STATUS]} {event[names.LATENCY] * 1e3:.1f} ms"
+    return f"{event['name']} at {event['at_ms']:.0f} ms ({event.get(names.ERROR_TYPE)})"
 
 
 def _attempt(tried: Mapping[str, Any]) -> str:

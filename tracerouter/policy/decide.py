@@ -1,15 +1,18 @@
-"""How a Classification and a caller become a Decision. Pure, and total: every input has a Decision."""
+"""How a Classification and a caller become a Decision. Pure, and total: every input has a Decision.
+
+What depends on the policy alone is resolved once and remembered with it; what changes from one moment to the next is
+for later steps to apply.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tracerouter.types import Decision, Reason, Role, Rung
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tracerouter.policy.model import Policy, TaskRule, TierPolicy
     from tracerouter.types import Caller, Classification
@@ -38,37 +41,71 @@ def decide(  # noqa: PLR0913 - all that a decision may depend on, and nothing el
     Returns:
         A Decision; its rungs are empty where the caller is refused.
     """
+    key = (classification.label, classification.risks, caller.tier, tuple(ladder), pinned)
+    found: _Resolved | None = policy.decided.get(key)
+    if found is None:
+        found = _resolve(classification, caller, policy, tuple(ladder), pinned)
+        policy.decided.insert(key, found)
+    return found.decisions[found.standing(classification, input_tokens)]
+
+
+class _Resolved(NamedTuple):
+    """All that a policy says of a label, its risks, a tier and a ladder: what remains is to compare three numbers."""
+
+    threshold: float
+    task_threshold: float
+    max_input_tokens: int | None
+    decisions: Mapping[Reason, Decision]
+    """By how a request can stand."""
+
+    def standing(self, classification: Classification, input_tokens: int) -> Reason:
+        """Return how a request stands where nothing else says where it starts."""
+        if self.max_input_tokens is not None and input_tokens > self.max_input_tokens:
+            return Reason.TOO_LONG
+        if classification.abstained and self.threshold > 0:
+            return Reason.ABSTAINED
+        if classification.confidence < self.threshold:
+            enough_without_risk = classification.confidence >= self.task_threshold
+            return Reason.RISK if enough_without_risk else Reason.LOW_CONFIDENCE
+        return Reason.CONFIDENT
+
+
+_STANDINGS: Final = (Reason.TOO_LONG, Reason.ABSTAINED, Reason.RISK, Reason.LOW_CONFIDENCE, Reason.CONFIDENT)
+
+
+def _resolve(
+    classification: Classification, caller: Caller, policy: Policy, ladder: tuple[str, ...], pinned: str | None
+) -> _Resolved:
     rule = policy.task(classification.label)
     threshold = _threshold(classification, policy, rule)
     tier = policy.tiers.get(caller.tier) if caller.tier else None
     bound = tier.ladder if tier else None
-    rungs: tuple[Rung, ...] = ()
-    if pinned is not None:
-        reason = Reason.NOT_ALLOWED if bound and pinned not in bound else Reason.PINNED
-        if reason is Reason.PINNED:
-            is_last = len(ladder) > 1 and pinned == ladder[-1]
-            rungs = (Rung(pinned, Role.EXPENSIVE if is_last else Role.CHEAP),)
-    elif not ladder:
-        reason = Reason.NO_RUNG_LEFT
-    else:
-        start, reason = _start(classification, policy, rule, tier, threshold, input_tokens)
-        if start is None:
-            start = ladder[-1]
-            if bound and policy.ladder[-1] not in bound:
-                reason = Reason.TIER
-        elif start == _FIRST:
-            start = ladder[0]
-        elif start not in ladder:
-            start, reason = ladder[-1], Reason.TIER
-        rungs = _rungs(tuple(ladder), start)
     rules = rule.rules
     if any(policy.risks[risk].cache is not None for risk in classification.risks if risk in policy.risks):
         rules = replace(rules, cache_ttl=None)
-    return Decision(rungs, reason, classification.label, threshold, rules, policy.id)
 
+    def decision(standing: Reason) -> Decision:
+        start, reason = _forced(classification, policy, rule, tier) or (None, standing)
+        rungs: tuple[Rung, ...] = ()
+        if pinned is not None:
+            reason = Reason.NOT_ALLOWED if bound and pinned not in bound else Reason.PINNED
+            if reason is Reason.PINNED:
+                is_last = len(ladder) > 1 and pinned == ladder[-1]
+                rungs = (Rung(pinned, Role.EXPENSIVE if is_last else Role.CHEAP),)
+        elif not ladder:
+            reason = Reason.NO_RUNG_LEFT
+        else:
+            if start is not None:
+                start, reason = (start, reason) if start in ladder else (ladder[-1], Reason.TIER)
+            elif standing is Reason.CONFIDENT:
+                start = ladder[0]
+            else:
+                start, reason = ladder[-1], Reason.TIER if bound and policy.ladder[-1] not in bound else standing
+            rungs = _rungs(ladder, start)
+        return Decision(rungs, reason, classification.label, threshold, rules, policy.id)
 
-_FIRST = ""
-_LAST = None
+    decisions = {standing: decision(standing) for standing in _STANDINGS}
+    return _Resolved(threshold, rule.threshold, rule.max_input_tokens, decisions)
 
 
 def _threshold(classification: Classification, policy: Policy, rule: TaskRule) -> float:
@@ -77,34 +114,21 @@ def _threshold(classification: Classification, policy: Policy, rule: TaskRule) -
     return max([rule.threshold, *(limit for limit in risky if limit is not None)])
 
 
-def _start(  # noqa: PLR0911, PLR0913 - a table of rules, the first that holds wins
-    classification: Classification,
-    policy: Policy,
-    rule: TaskRule,
-    tier: TierPolicy | None,
-    threshold: float,
-    input_tokens: int,
-) -> tuple[str | None, Reason]:
-    """Return where to start and why: an alias, ``_FIRST`` or ``_LAST``."""
+def _forced(
+    classification: Classification, policy: Policy, rule: TaskRule, tier: TierPolicy | None
+) -> tuple[str, Reason] | None:
+    """Return the alias that the policy starts at whatever the confidence, and why."""
     if rule.start:
         return rule.start, Reason.FORCED_TASK
-    if classification.risks:
-        for risk in sorted(classification.risks):
-            if risk in policy.risks and policy.risks[risk].start:
-                return policy.risks[risk].start, Reason.RISK
-        if tier and tier.on_risk:
-            return tier.on_risk.start, Reason.RISK
-    if rule.max_input_tokens is not None and input_tokens > rule.max_input_tokens:
-        return _LAST, Reason.TOO_LONG
-    if classification.abstained and threshold > 0:
-        return _LAST, Reason.ABSTAINED
-    if classification.confidence < threshold:
-        enough_without_risk = classification.confidence >= rule.threshold
-        return _LAST, Reason.RISK if enough_without_risk else Reason.LOW_CONFIDENCE
-    return _FIRST, Reason.CONFIDENT
+    for risk in sorted(classification.risks):
+        start = policy.risks[risk].start if risk in policy.risks else None
+        if start:
+            return start, Reason.RISK
+    if classification.risks and tier and tier.on_risk:
+        return tier.on_risk.start, Reason.RISK
+    return None
 
 
-@lru_cache(maxsize=1024)
 def _rungs(ladder: tuple[str, ...], start: str) -> tuple[Rung, ...]:
     """Give each rung from `start` on its role: the first tried is cheap or expensive, a later one a fallback."""
     first = ladder.index(start)

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import orjson
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from cachebox import LRUCache
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from tracerouter.errors import ConfigError, nearest
-from tracerouter.policy.file import NotYet, Seconds, Written, read
-from tracerouter.types import Rules
+from tracerouter.policy.file import NotYet, Seconds, Written, read, seconds
+from tracerouter.policy.patterns import BoundedPattern
+from tracerouter.types import Rules, Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -49,6 +51,9 @@ def _no_rung_twice(ladder: list[str]) -> list[str]:
 
 Ladder = Annotated[list[str], Field(min_length=1), AfterValidator(_no_rung_twice)]
 
+DECISIONS = 1024
+"""How many resolutions of a policy are remembered, at most; some 2 kB each."""
+
 RISKS: tuple[str, ...] = get_args(Risk)
 
 
@@ -57,24 +62,113 @@ def _never(found: object) -> object:
     return {"ttl": None} if found == "never" or found is False else found
 
 
+def _ttl(found: object) -> float:
+    try:
+        return seconds(found)
+    except PydanticCustomError:
+        msg = "found {found}, but a duration such as 10m, 1h or 7d, or a name of `freshness`, belongs here"
+        raise PydanticCustomError("duration", msg, {"found": repr(found)}) from None
+
+
+Ttl = Annotated[float, BeforeValidator(_ttl, json_schema_input_type=float | str)]
+
+
+def _each_ends_somewhere(synonyms: dict[str, str]) -> dict[str, str]:
+    words = {word.casefold() for word in synonyms}
+    for word, instead in synonyms.items():
+        if instead.casefold() in words:
+            told = {"instead": repr(instead), "key": word}
+            raise PydanticCustomError("twice", "{instead} stands for another word itself", told)
+    return synonyms
+
+
+Synonyms = Annotated[dict[Annotated[str, Field(min_length=1)], str], AfterValidator(_each_ends_somewhere)]
+
+
+class NormalizeOf(Written):
+    """What makes no difference in a question, besides its white space and the width of its letters."""
+
+    synonyms: Synonyms = Field(default={}, description="Word: the word that it stands for")
+    noise: list[BoundedPattern] = Field(default=[], description="Regular expressions of what is left out")
+
+
+def _off(found: object) -> object:
+    return None if found in ("off", "never", False) else found
+
+
 class TaskCache(Written):
     """How long one task's answers are kept.
 
     Who shares them is the whole policy's to say, since the look-up comes before the task is known.
     """
 
-    ttl: Seconds | None = Field(description="How long an answer is kept: 10m, 1h")
+    ttl: Ttl | None = Field(description="How long an answer is kept: 10m, 1h, or a name of `freshness`")
 
 
 class CachePolicy(Written):
-    """How long answers are kept, and who shares them."""
+    """How long answers are kept, who shares them, and which questions are one."""
 
-    ttl: Seconds | None = Field(default=600.0, description="How long an answer is kept: 10m, 1h")
+    ttl: Ttl | None = Field(default=600.0, description="How long an answer is kept: 10m, 1h, or a name of `freshness`")
     scope: Literal["user", "tenant"] = Field(default="tenant", description="Who may be given another's answer")
+    normalize: Annotated[
+        NormalizeOf | None, BeforeValidator(_off, json_schema_input_type=NormalizeOf | Literal["off"])
+    ] = Field(default=NormalizeOf(), description="Which questions are one; off: only equal ones")
 
 
 CacheRule = Annotated[CachePolicy, BeforeValidator(_never, json_schema_input_type=CachePolicy | Literal["never"])]
 TaskCacheRule = Annotated[TaskCache, BeforeValidator(_never, json_schema_input_type=TaskCache | Literal["never"])]
+
+
+class LengthOf(Written):
+    """How long an answer may be."""
+
+    min: Annotated[int, Field(ge=1)] | None = None
+    max: Annotated[int, Field(ge=1)] | None = None
+    unit: Literal["characters", "words", "tokens"] = "characters"
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> Self:
+        if self.min is None and self.max is None:
+            raise PydanticCustomError("bound", "needs `min`, `max`, or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise PydanticCustomError("bound", "no answer has at least {min} and at most {max}", dict(self))
+        return self
+
+
+class ValidatorOf(Written):
+    """A validator with its arguments, under its name."""
+
+    pydantic: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$", description="package.module:Model")
+    language: str | Annotated[list[str], Field(min_length=1)] | None = Field(default=None, description="ISO 639: en")
+    length: LengthOf | None = None
+    matches: BoundedPattern | None = Field(default=None, description="Regular expression that the answer must have")
+    forbids: BoundedPattern | None = Field(default=None, description="Regular expression that it must not have")
+    citations: BoundedPattern | None = Field(default=None, description="How a citation looks, its number in a group")
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if len(self.model_fields_set) != 1 or None in self._args:
+            known = ", ".join(type(self).model_fields)
+            raise PydanticCustomError("one", "needs one of {known}", {"known": known})
+        return self
+
+    @property
+    def _args(self) -> tuple[Any, ...]:
+        (found,) = (getattr(self, name) for name in self.model_fields_set)
+        return tuple(found) if isinstance(found, list) else (found,)
+
+    @property
+    def wanted(self) -> Wanted:
+        """Itself, as the rules of a task hold it."""
+        (name,) = self.model_fields_set
+        args = (self.length.min, self.length.max, self.length.unit) if self.length else self._args
+        return Wanted(name, args)
+
+
+ValidatorRule = Annotated[
+    Annotated[str, Tag("name")] | Annotated[ValidatorOf, Tag("arguments")],
+    Discriminator(lambda found: "name" if isinstance(found, str) else "arguments"),
+]
 
 
 class TaskPolicy(Written):
@@ -86,7 +180,9 @@ class TaskPolicy(Written):
     max_input_tokens: Tokens | None = Field(default=None, description="Longer requests start at the last rung")
     max_output_tokens: Tokens | None = None
     cache: TaskCacheRule | None = None
-    checks: list[str] | None = Field(default=None, alias="validate", description="Validators, instead of the policy's")
+    checks: list[ValidatorRule] | None = Field(
+        default=None, alias="validate", description="Validators, instead of the policy's"
+    )
     prompt: Path | None = Field(default=None, description="A text file: instructions put before the messages")
     schema_file: Path | None = Field(default=None, alias="schema", description="A JSON Schema file for the answer")
 
@@ -122,14 +218,29 @@ class PolicyFile(Written):
     ladder: Ladder = Field(description="Model aliases, the cheapest first")
     min_confidence: Probability = 0.70
     max_output_tokens: Tokens = Field(default=1024, description="Sent to the model, so that its answer has a bound")
-    checks: list[str] = Field(default=["empty"], alias="validate", description="Validators of every answer")
+    checks: list[ValidatorRule] = Field(default=["empty"], alias="validate", description="Validators of every answer")
     cache: CacheRule = CachePolicy()
+    freshness: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")], Seconds] = Field(
+        default={}, description="Names for how old an answer may be"
+    )
     tasks: dict[str, TaskPolicy] = {}
     risks: dict[Risk, RiskPolicy] = {}
     tiers: dict[str, TierPolicy] = {}
     windows: NotYet = None
     quotas: NotYet = None
     storm: NotYet = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_of_freshness(cls, found: Any) -> Any:
+        """Put the duration where a `ttl` has its name."""
+        labels = found.get("freshness") if isinstance(found, dict) else None
+        if not isinstance(labels, dict):
+            return found
+        tasks = found.get("tasks")
+        if isinstance(tasks, dict):
+            found = {**found, "tasks": {label: _aged(task, labels) for label, task in tasks.items()}}
+        return _aged(found, labels)
 
     @model_validator(mode="after")
     def _starts_stand_on_a_ladder(self) -> Self:
@@ -143,6 +254,23 @@ class PolicyFile(Written):
                 told = {"where": where, "start": repr(start), "nearest": nearest(start, rungs)}
                 raise PydanticCustomError("not_known", msg, told)
         return self
+
+
+def _aged(holder: Any, labels: dict[Any, Any]) -> Any:
+    cache = holder.get("cache") if isinstance(holder, dict) else None
+    if not isinstance(cache, dict) or not isinstance(cache.get("ttl"), str) or cache["ttl"] not in labels:
+        return holder
+    return {**holder, "cache": {**cache, "ttl": labels[cache["ttl"]]}}
+
+
+@dataclass(frozen=True, slots=True)
+class Normal:
+    """What is done to a question before it is looked for among those that were answered."""
+
+    synonyms: tuple[tuple[str, str], ...] = ()
+    """A word, and the one that it stands for."""
+    noise: tuple[str, ...] = ()
+    """Patterns of what is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +296,20 @@ class Policy:
     tiers: Mapping[str, TierPolicy]
     scope: str
     """Who shares a cached answer: ``tenant`` or ``user``."""
+    normal: Normal | None
+    """Which questions are one. None: only equal ones."""
+    freshness: Mapping[str, float]
+    """How old an answer may be (seconds), by the names that tasks and callers use."""
     label_patterns: Mapping[str, tuple[str, ...]] = field(repr=False)
     risk_patterns: Mapping[str, tuple[str, ...]] = field(repr=False)
     source: str
     """The file it was read from."""
     salt: str = field(repr=False)
     """Digest of all that changes what a model answers; thresholds do not, so a new one keeps the cache."""
+    decided: LRUCache[tuple[Any, ...], Any] = field(
+        init=False, repr=False, compare=False, default_factory=lambda: LRUCache(DECISIONS)
+    )
+    """What ``decide`` remembers under this policy; it goes when the policy does."""
 
     @classmethod
     def of(cls, written: PolicyFile, folder: Path = Path(), source: str = "policy") -> Policy:
@@ -187,10 +323,14 @@ class Policy:
         tiers = dict(written.tiers)
         usual = replace(default.rules, cache_ttl=None)
         special = {label: replace(rule.rules, cache_ttl=None) for label, rule in tasks.items()}
-        changing = [
+        asked = written.cache.normalize
+        normal = Normal(tuple(asked.synonyms.items()), tuple(asked.noise)) if asked else None
+        changing: list[Any] = [
             [usual, {label: rules for label, rules in special.items() if rules != usual}],
             [written.ladder, {name: tier.ladder for name, tier in tiers.items()}],
         ]
+        if normal not in (None, Normal()):
+            changing.append(normal)  # what was taken for one question before may be two now
         salt = blake2b(orjson.dumps(changing, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
         return cls(
             name=written.name,
@@ -201,6 +341,8 @@ class Policy:
             risks={str(name): risk for name, risk in written.risks.items()},
             tiers=tiers,
             scope=written.cache.scope,
+            normal=normal,
+            freshness=written.freshness,
             label_patterns={label: tuple(task.match) for label, task in written.tasks.items() if task.match},
             risk_patterns={str(name): tuple(risk.match) for name, risk in written.risks.items() if risk.match},
             source=source,
@@ -227,7 +369,7 @@ class Policy:
         return any(rule.rules.cache_ttl for rule in (self.default, *self.tasks.values()))
 
     @property
-    def validators(self) -> set[str]:
+    def validators(self) -> set[str | Wanted]:
         """Every validator that is named."""
         return {name for rule in (self.default, *self.tasks.values()) for name in rule.rules.validate}
 
@@ -283,7 +425,10 @@ def _rule(written: PolicyFile, task: TaskPolicy, folder: Path) -> TaskRule:
         rules=Rules(
             prompt=_text(folder / task.prompt) if task.prompt else None,
             schema=_schema(folder / task.schema_file) if task.schema_file else None,
-            validate=tuple(written.checks if task.checks is None else task.checks),
+            validate=tuple(
+                one if isinstance(one, str) else one.wanted
+                for one in (written.checks if task.checks is None else task.checks)
+            ),
             max_output_tokens=task.max_output_tokens or written.max_output_tokens,
             cache_ttl=ttl,
         ),

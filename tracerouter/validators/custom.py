@@ -46,10 +46,9 @@ class Custom:
             if inspect.isawaitable(found):
                 found = await found
             wrong = _each(found)  # here, since a generator may raise as well
+            failures = tuple(self._failure(one) for one in wrong)
         except Exception as error:  # noqa: BLE001 - whatever an owner's function raises
-            _log.warning("validator %s raised %s", self.name, place(error))
-            wrong = [Failure(Reason.CHECK_FAILED, "the check itself failed", detail="validator_error")]
-        failures = tuple(self._failure(one) for one in wrong)
+            return broken(self.name, error)
         return Check(self.name, "failed" if failures else "passed", failures)
 
     def _failure(self, found: str | Failure) -> Failure:
@@ -64,18 +63,34 @@ def _each(found: Found) -> list[str | Failure]:
     return [one for one in found if one]
 
 
+def broken(name: str, error: Exception) -> Check:
+    """Judge by a check that raised: what could not be checked is not good. The log says where it raised."""
+    _log.warning("validator %s raised %s", name, place(error))
+    failure = Failure(Reason.CHECK_FAILED, "the check itself failed", detail="validator_error")
+    return Check(name, "failed", (failure,))
+
+
+def imported(dotted: str) -> Any:
+    """Import ``package.module:name``.
+
+    Raises:
+        ConfigError: It can't be imported.
+    """
+    module, _, name = dotted.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # noqa: BLE001 - whatever an owner's module raises while it is imported
+        msg = f"validate: {dotted!r} can't be imported ({error}); it should be package.module:name"
+        raise ConfigError(msg) from None
+
+
 def load(dotted: str) -> Function:
     """Import ``package.module:function``.
 
     Raises:
         ConfigError: It can't be imported, or is no function.
     """
-    module, _, name = dotted.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # noqa: BLE001 - whatever an owner's module raises while it is imported
-        msg = f"validate: {dotted!r} can't be imported ({error}); it should be package.module:function"
-        raise ConfigError(msg) from None
+    found = imported(dotted)
     if not callable(found):
         msg = f"validate: {dotted!r} is no function of (task, completion)"
         raise ConfigError(msg)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Protocol
 
 from tracerouter.protocols import Validator as Judge
 from tracerouter.types import Completion, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-    from tracerouter.types import Task
+    from tracerouter.types import Check, Task
 
 
 class Validator(Judge, Protocol):
@@ -27,12 +28,18 @@ class Validator(Judge, Protocol):
         ...
 
 
-async def judge(validators: Iterable[Validator], task: Task, completion: Completion) -> tuple[Verdict, Completion]:
+async def judge(
+    validators: Iterable[Validator],
+    task: Task,
+    completion: Completion,
+    told: Callable[[Check, float], None] = lambda _check, _seconds: None,
+) -> tuple[Verdict, Completion]:
     """Ask all validators in order; what one repairs is what the next ones see, and what the caller gets.
 
-    Of several choices (``n``) each is judged by itself.
+    All are asked, also after a failure, so that whoever repairs the answer knows all that is wrong with it. Of several
+    choices (``n``) each is judged by itself. `told` is given each check when it is done, and how many seconds it took.
     """
-    judged = [await _judge_one(validators, task, one) for one in completion.each]
+    judged = [await _judge_one(validators, task, one, told) for one in completion.each]
     if len(judged) == 1:
         return judged[0]
     choices = [one.body["choices"][0] for _, one in judged]
@@ -40,10 +47,14 @@ async def judge(validators: Iterable[Validator], task: Task, completion: Complet
     return Verdict(checks), Completion({**completion.body, "choices": choices})
 
 
-async def _judge_one(validators: Iterable[Validator], task: Task, completion: Completion) -> tuple[Verdict, Completion]:
+async def _judge_one(
+    validators: Iterable[Validator], task: Task, completion: Completion, told: Callable[[Check, float], None]
+) -> tuple[Verdict, Completion]:
     checks = []
     for validator in validators:
+        began = time.perf_counter()
         check = await validator.validate(task, completion)
+        told(check, time.perf_counter() - began)
         checks.append(check)
         if check.repaired is not None:
             completion = check.repaired

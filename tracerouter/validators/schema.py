@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from functools import partial
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_origin
 
 import json_repair
 import jsonschema_rs
 import orjson
 from cachebox import LRUCache
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
-from tracerouter.errors import BadRequest
+from tracerouter.errors import BadRequest, ConfigError
 from tracerouter.types import Check, Failure, Reason
+from tracerouter.validators.custom import broken, imported
+from tracerouter.validators.prose import MOST_FAILURES, only_calls
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from tracerouter.types import Completion, Task
 
 SCHEMA_PARAM: Final = "response_format.json_schema.schema"
-_MOST_FAILURES: Final = 20
 _LONGEST_MESSAGE: Final = 200
 
 _LONGEST_REPAIR: Final = 4_000
@@ -50,9 +53,9 @@ class JsonSchema:
 
     async def validate(self, task: Task, completion: Completion) -> Check:  # noqa: ARG002 - the protocol's
         """Parse the answer, repair it if that helps, and check it."""
-        if self._validator is None or (completion.tool_calls and not completion.text):
+        if self._validator is None or only_calls(completion):
             return Check(self.name, "skipped")
-        return _checked(self.name, completion, self._validator)
+        return _checked(self.name, completion, partial(_failures, self._validator))
 
 
 class JsonObject:
@@ -63,27 +66,69 @@ class JsonObject:
 
     async def validate(self, task: Task, completion: Completion) -> Check:  # noqa: ARG002 - the protocol's
         """Parse the answer, repair it if that helps."""
-        if completion.tool_calls and not completion.text:
+        if only_calls(completion):
             return Check(self.name, "skipped")
-        return _checked(self.name, completion, _compile({"type": "object"}, SCHEMA_PARAM))
+        return _checked(self.name, completion, partial(_failures, _compile({"type": "object"}, SCHEMA_PARAM)))
 
 
-def _checked(name: str, completion: Completion, validator: jsonschema_rs.Validator) -> Check:
+class PydanticModel:
+    """The answer must be JSON that a pydantic model takes; what the model would coerce is left as it is.
+
+    Its failures stand under ``check_failed`` with pydantic's own code (``missing``, ``int_parsing``).
+
+    Args:
+        dotted: ``package.module:Model``; any type will do that pydantic can validate.
+
+    Raises:
+        ConfigError: It can't be imported, or is none.
+    """
+
+    name = "pydantic"
+    reads_text = True
+
+    def __init__(self, dotted: str) -> None:
+        found = imported(dotted)
+        msg = f"validate: {dotted!r} is no pydantic model"
+        if not isinstance(found, type) and get_origin(found) is None:  # pydantic would call a function
+            raise ConfigError(msg)
+        try:
+            self._adapter: TypeAdapter[Any] = TypeAdapter(found)
+        except PydanticUserError:
+            raise ConfigError(msg) from None
+
+    async def validate(self, task: Task, completion: Completion) -> Check:  # noqa: ARG002 - the protocol's
+        """Parse the answer, repair it if that helps, and validate it."""
+        if only_calls(completion):
+            return Check(self.name, "skipped")
+        try:
+            return _checked(self.name, completion, self._failures)
+        except Exception as error:  # noqa: BLE001 - whatever a model's own validators raise
+            return broken(self.name, error)
+
+    def _failures(self, found: Any) -> Iterator[Failure]:
+        try:
+            self._adapter.validate_json(orjson.dumps(found))
+        except ValidationError as error:
+            for one in error.errors(include_url=False, include_context=False, include_input=False)[:MOST_FAILURES]:
+                yield _failure(Reason.CHECK_FAILED, one["msg"], one["loc"], one["type"])
+
+
+def _checked(name: str, completion: Completion, failures_of: Callable[[Any], Iterable[Failure]]) -> Check:
     text = completion.text
     try:
         found = orjson.loads(text)
     except orjson.JSONDecodeError:
-        return _repaired(name, completion, validator)
-    failures = tuple(_failures(validator, found))
+        return _repaired(name, completion, failures_of)
+    failures = tuple(failures_of(found))
     return Check(name, "failed" if failures else "passed", failures)
 
 
-def _repaired(name: str, completion: Completion, validator: jsonschema_rs.Validator) -> Check:
+def _repaired(name: str, completion: Completion, failures_of: Callable[[Any], Iterable[Failure]]) -> Check:
     found = _mended(completion.text)
     if not isinstance(found, (dict, list)):
-        message = "the answer is no JSON"
-        return Check(name, "failed", (Failure(Reason.SCHEMA_INVALID, message, detail="not_json"),))
-    failures = tuple(_failures(validator, found))
+        code = Reason.SCHEMA_INVALID if name == JsonSchema.name else Reason.CHECK_FAILED
+        return Check(name, "failed", (Failure(code, "the answer is no JSON", detail="not_json"),))
+    failures = tuple(failures_of(found))
     if failures:
         return Check(name, "failed", failures)
     return Check(name, "repaired", repaired=completion.with_text(orjson.dumps(found).decode()))
@@ -109,13 +154,16 @@ def _mended(text: str) -> Any:
 
 def _failures(validator: jsonschema_rs.Validator, found: Any) -> Iterator[Failure]:
     for number, error in enumerate(validator.iter_errors(found)):
-        if number == _MOST_FAILURES:
+        if number == MOST_FAILURES:
             return
-        path = "$" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.instance_path)
-        message = error.message
-        if len(message) > _LONGEST_MESSAGE:
-            message = f"{message[: _LONGEST_MESSAGE - 3]}..."
-        yield Failure(Reason.SCHEMA_INVALID, message, path[:_LONGEST_MESSAGE], error.kind.name)
+        yield _failure(Reason.SCHEMA_INVALID, error.message, error.instance_path, error.kind.name)
+
+
+def _failure(code: Reason, message: str, where: Iterable[str | int], detail: str) -> Failure:
+    path = "$" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where)
+    if len(message) > _LONGEST_MESSAGE:
+        message = f"{message[: _LONGEST_MESSAGE - 3]}..."
+    return Failure(code, message, path[:_LONGEST_MESSAGE], detail)
 
 
 def _compile(schema: Mapping[str, Any], param: str) -> jsonschema_rs.Validator:

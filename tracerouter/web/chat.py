@@ -36,7 +36,7 @@ class Service(Protocol):
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
-_MAX_AGE = re.compile(r"max-age=(\d{1,9})")
+_FRESHNESS = re.compile(r"max-age=(\d{1,9})|([a-z][a-z0-9_]{0,31})")
 
 
 def request_id(request: web.Request) -> str:
@@ -209,11 +209,13 @@ def _freshness(request: web.Request) -> Freshness:
         return Freshness()
     if value == "no-store":
         return Freshness(no_store=True)
-    match = _MAX_AGE.fullmatch(value)
+    match = _FRESHNESS.fullmatch(value)
     if match is None:
-        msg = "the header `x-tracerouter-cache` must be no-store or max-age=SECONDS"
+        msg = (
+            "the header `x-tracerouter-cache` must be no-store, max-age=SECONDS, or a name of the policy's `freshness`"
+        )
         raise BadRequest(msg, "x-tracerouter-cache")
-    return Freshness(max_age=float(match[1]))
+    return Freshness(label=match[2]) if match[2] else Freshness(max_age=float(match[1]))
 
 
 def _timeout(request: web.Request) -> float | None:

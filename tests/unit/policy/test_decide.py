@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracerouter.policy import Policy, PolicyFile, decide
-from tracerouter.policy.model import RISKS
+from tracerouter.policy.model import DECISIONS, RISKS
 from tracerouter.types import Caller, Classification, Decision, Reason, Role
 
 
@@ -116,10 +117,29 @@ def test_a_middle_rung_called_first_is_cheap() -> None:
 def test_every_input_has_a_decision(
     label: str, confidence: float, risks: frozenset[str], tier: str | None, pinned: str | None, tokens: int
 ) -> None:
+    """Any request has a Decision, and it is the same whether the policy was just read or has decided before."""
     caller = Caller(tier=tier)
     found = Classification(label, confidence, risks)
     ladder = POLICY.ladder_of(caller)
     decision = decide(found, caller, POLICY, ladder=ladder, pinned=pinned, input_tokens=tokens)
     assert decision.rungs or decision.reason is Reason.NOT_ALLOWED
     assert all(rung.alias in (pinned or ladder) for rung in decision.rungs)
-    assert decision == decide(found, caller, POLICY, ladder=ladder, pinned=pinned, input_tokens=tokens)
+    new = replace(POLICY)
+    assert decision == decide(found, caller, new, ladder=ladder, pinned=pinned, input_tokens=tokens)
+    assert decision is decide(found, caller, POLICY, ladder=ladder, pinned=pinned, input_tokens=tokens)
+
+
+def test_another_policy_decides_for_itself() -> None:
+    """What one policy has decided says nothing about a copy of it with another threshold."""
+    assert decided(confidence=0.8).reason is Reason.CONFIDENT
+    stricter = replace(POLICY, tasks={"summarize": replace(POLICY.task("summarize"), threshold=0.9)})
+    assert decided(confidence=0.8, policy=stricter).reason is Reason.LOW_CONFIDENCE
+    assert decided(confidence=0.8).reason is Reason.CONFIDENT
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """Callers may name any task: no more resolutions are kept than was said."""
+    policy = replace(POLICY)
+    for number in range(DECISIONS + 100):
+        decided(f"label-{number}", policy=policy)
+    assert len(policy.decided) == DECISIONS

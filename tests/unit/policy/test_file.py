@@ -9,6 +9,8 @@ import pytest
 from tracerouter.errors import ConfigError
 from tracerouter.policy import Policy, PolicyFile, load
 from tracerouter.policy.file import Written, read
+from tracerouter.policy.model import Normal, ValidatorOf
+from tracerouter.types import Task, Wanted
 from tracerouter.validators import Checks
 
 if TYPE_CHECKING:
@@ -37,6 +39,71 @@ def error_of(tmp_path: Path, text: str | bytes) -> str:
         ("ladder: [a]\nmax_output_tokens: -1", "policy.yaml:2: max_output_tokens: found -1"),
         ("ladder: [a]\ntasks:\n  x: {max_input_tokens: -5}", "policy.yaml:3: tasks.x.max_input_tokens: found -5"),
         ("ladder: [a]\ncache: {ttl: soon}", "policy.yaml:2: cache.ttl: found 'soon', but a duration such as"),
+        (
+            "ladder: [a]\ntasks:\n  x:\n    cache: {ttl: soon}",
+            "policy.yaml:4: tasks.x.cache.ttl: found 'soon', but a dur",
+        ),
+        (
+            "ladder: [a]\nfreshness: {dayly: 1d}\ncache: {ttl: daily}",
+            "policy.yaml:3: cache.ttl: found 'daily', but a duration such as 10m, 1h or 7d, or a name of `fres",
+        ),
+        (
+            "ladder: [a]\nfreshness: {daily: soon}",
+            "policy.yaml:2: freshness.daily: found 'soon', but a duration such as",
+        ),
+        (
+            "ladder: [a]\nfreshness: {max-age: 1d}",
+            "policy.yaml:2: freshness.max-age: found 'max-age'; string should match",
+        ),
+        ("ladder: [a]\nfreshness: [daily]", "policy.yaml:2: freshness: found ['daily']"),
+        (
+            "ladder: [a]\ncache: {normalise: off}",
+            "policy.yaml:2: cache.normalise: is not a key here (did you mean 'norm",
+        ),
+        (
+            "ladder: [a]\ncache:\n  normalize:\n    noise: ['a', '(']",
+            "policy.yaml:4: cache.normalize.noise.1: found '('",
+        ),
+        ("ladder: [a]\ncache:\n  normalize: {synonyms: [a]}", "policy.yaml:3: cache.normalize.synonyms: found ['a']"),
+        (
+            "ladder: [a]\ncache:\n  normalize:\n    synonyms:\n      hue: Colour\n      colour: color",
+            "policy.yaml:5: cache.normalize.synonyms.hue: 'Colour' stands for another word itself",
+        ),
+        (
+            "ladder: [a]\nvalidate:\n- empty\n- {lenght: {max: 1}}",
+            "policy.yaml:4: validate.1.lenght: is not a key here (d",
+        ),
+        (
+            "ladder: [a]\nvalidate: [{length: {}}]",
+            "policy.yaml:2: validate.0.length: found an empty mapping; needs `min`,",
+        ),
+        ("ladder: [a]\nvalidate: [{length: {min: 3, max: 2}}]", "no answer has at least 3 and at most 2"),
+        (
+            "ladder: [a]\nvalidate: [{length: {max: 2, unit: lines}}]",
+            "validate.0.length.unit: found 'lines'; known are cha",
+        ),
+        (
+            "ladder: [a]\nvalidate: [{matches: '(open'}]",
+            "validate.0.matches: found '(open', which is no regular expression",
+        ),
+        (
+            "ladder: [a]\nvalidate: [{matches: a, forbids: b}]",
+            "validate.0: found a mapping of matches, forbids; needs one of",
+        ),
+        (
+            "ladder: [a]\nvalidate: [{}]",
+            "validate.0: found an empty mapping; needs one of pydantic, language, length, m",
+        ),
+        ("ladder: [a]\nvalidate: [{language: []}]", "policy.yaml:2: validate.0.language: found []"),
+        (
+            "ladder: [a]\nvalidate: [{pydantic: Model}]",
+            "policy.yaml:2: validate.0.pydantic: found 'Model'; string should",
+        ),
+        ("ladder: [a]\nvalidate: [3]", "policy.yaml:2: validate.0: found 3, but a mapping"),
+        (
+            "ladder: [a]\ntasks:\n  x:\n    validate: [{forbids: '['}]",
+            "policy.yaml:4: tasks.x.validate.0.forbids: found '['",
+        ),
         ("ladder: [a]\nrisks: {legl: {}}", "policy.yaml:2: risks.legl: found 'legl'"),
         ("ladder: [a]\ntasks: [x]", "policy.yaml:2: tasks: found ['x']"),
         ("ladder: [a]\ntasks: {x: {prompt: gone.md}}", "gone.md: can't be read"),
@@ -75,6 +142,83 @@ def test_cache_rules(tmp_path: Path, written: str, ttl: float | None) -> None:
     """``never`` and its likely spellings turn the cache off; a duration may have a unit."""
     (tmp_path / "policy.yaml").write_text(f"ladder: [a]\ncache: {written}")
     assert load(tmp_path / "policy.yaml").default.rules.cache_ttl == ttl
+
+
+def of(**written: object) -> Policy:
+    return Policy.of(PolicyFile.model_validate({"ladder": ["a"], **written}))
+
+
+def test_freshness_has_names() -> None:
+    """A name of `freshness` stands for its duration, in the policy's cache rule and in a task's."""
+    names = {"static": "30d", "daily": "1d", "volatile": 0}
+    policy = of(
+        freshness=names,
+        cache={"ttl": "daily"},
+        tasks={
+            "faq": {"cache": {"ttl": "static"}},
+            "news": {"cache": {"ttl": "volatile"}},
+            "odd": {"cache": {"ttl": 5}},
+        },
+    )
+    assert policy.freshness == {"static": 2_592_000, "daily": 86_400, "volatile": 0}
+    kept = {label: policy.task(label).rules.cache_ttl for label in ("faq", "news", "odd", "other")}
+    assert kept == {"faq": 2_592_000, "news": 0, "odd": 5, "other": 86_400}
+
+
+@pytest.mark.parametrize(
+    ("written", "normal"), [({}, Normal()), ({"normalize": "off"}, None), ({"normalize": False}, None)]
+)
+def test_normalisation_is_on_and_can_be_turned_off(written: dict[str, object], normal: Normal | None) -> None:
+    """The built-in normalisation of cache keys is on unless the policy says ``off``."""
+    assert of(cache=written).normal == normal
+
+
+def test_another_normalisation_empties_the_cache() -> None:
+    """What was taken for one question under other synonyms or noise is not found any more."""
+    asked: list[dict[str, object]] = [{}, {"synonyms": {"a": "b"}}, {"synonyms": {"a": "c"}}, {"noise": ["^hi"]}]
+    assert len({of(cache={"normalize": one}).salt for one in asked}) == 4
+
+
+def test_validators_with_arguments_are_read() -> None:
+    """Each kind of entry is read, for all tasks or for one, and another argument empties the cache."""
+    entries = [
+        "empty",
+        {"pydantic": "my.module:Model"},
+        {"language": "en"},
+        {"language": ["en", "de"]},
+        {"length": {"max": 2000, "unit": "words"}},
+        {"matches": r"^\d+$"},
+        {"forbids": "(?i)as an ai"},
+        {"citations": r"\(source (\d+)\)"},
+        "arithmetic",
+    ]
+    policy = of(validate=["empty"], tasks={"x": {"validate": entries}})
+    assert policy.task("x").rules.validate == (
+        "empty",
+        Wanted("pydantic", ("my.module:Model",)),
+        Wanted("language", ("en",)),
+        Wanted("language", ("en", "de")),
+        Wanted("length", (None, 2000, "words")),
+        Wanted("matches", (r"^\d+$",)),
+        Wanted("forbids", ("(?i)as an ai",)),
+        Wanted("citations", (r"\(source (\d+)\)",)),
+        "arithmetic",
+    )
+    assert policy.validators == set(policy.task("x").rules.validate)
+    assert len({of(validate=[{"length": {"max": size}}]).salt for size in (1, 2)}) == 2
+
+
+def test_every_kind_with_arguments_can_be_made() -> None:
+    """What the file has a key for is what the validators know, each by its own name."""
+    given = {
+        "pydantic": "tracerouter.policy:PolicyFile", "language": "en", "length": {"max": 1}, "matches": "a",
+        "forbids": "a", "citations": "a",
+    }  # fmt: skip
+    assert given.keys() == ValidatorOf.model_fields.keys()
+    for name, argument in given.items():
+        policy = of(validate=[{name: argument}])
+        (made,) = Checks(policy.validators).of(Task.chat("x"), policy.default.rules)
+        assert made.name == name
 
 
 def test_prompts_and_schemas_are_read_beside_the_policy(tmp_path: Path) -> None:

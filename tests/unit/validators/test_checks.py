@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -9,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tracerouter.errors import BadRequest, ConfigError
-from tracerouter.types import Check, Completion, Failure, Reason, Rules, Task
+from tracerouter.types import Check, Completion, Failure, Reason, Rules, Task, Wanted
 from tracerouter.validators import BUILT_IN, Checks, Custom, Empty, JsonSchema, Truncated, judge
 from tracerouter.validators.custom import load
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tracerouter.validators import Validator
 
 TASK = Task.chat("How much is it?")
 ANSWER = Completion.of("The secret number is 4711.", model="m")
@@ -138,6 +141,22 @@ def test_the_policys_order_holds() -> None:
     assert names(TASK, Rules(), *BUILT_IN) == []
 
 
+def test_validators_with_arguments_stand_in_the_order_too() -> None:
+    """What a policy asks for with arguments is made once, and stands where the policy has it."""
+    order = (Wanted("length", (None, 9, "words")), "empty", Wanted("matches", ("a",)), Wanted("matches", ("b",)))
+    checks = Checks(order)
+    made = checks.of(TASK, Rules(validate=order))
+    assert [one.name for one in made] == ["length", "empty", "matches", "matches"]
+    assert [id(one) for one in checks.of(TASK, Rules(validate=order))] == [id(one) for one in made]
+    assert [str(one) for one in order] == ["length(any, 9, words)", "empty", "matches(a)", "matches(b)"]
+
+
+def test_what_needs_an_argument_says_so() -> None:
+    """A validator that is nothing without an argument is an error that shows how it is written."""
+    with pytest.raises(ConfigError, match=r"validate: 'language' needs an argument, as in `\{language: …\}`"):
+        Checks(["language"])
+
+
 def test_what_the_caller_asks_for_is_always_checked() -> None:
     """The caller's own ``response_format`` is checked first, whatever the policy says."""
     assert names(asks_for(STRICT), Rules(validate=("empty",))) == ["json_schema", "empty"]
@@ -195,6 +214,19 @@ async def test_every_validator_has_its_say() -> None:
     assert answer is cut
     assert (verdict.accepted, verdict.status) == (False, "failed")
     assert [failure.code for failure in verdict.failures] == [Reason.EMPTY, Reason.SCHEMA_INVALID, Reason.TRUNCATED]
+
+
+async def test_each_check_is_told_in_order_with_its_time() -> None:
+    """Whoever listens is told each check when it is done, and how many seconds it took."""
+    heard: list[tuple[str, str, bool]] = []
+
+    async def slow(task: Task, completion: Completion) -> str:
+        await asyncio.sleep(0.02)
+        return "no"
+
+    asked: list[Validator] = [Empty(), Custom("slow", slow), Truncated()]
+    await judge(asked, TASK, ANSWER, lambda check, took: heard.append((check.validator, check.status, took >= 0.02)))
+    assert heard == [("empty", "passed", False), ("slow", "failed", True), ("truncated", "passed", False)]
 
 
 async def test_without_validators_an_answer_is_accepted() -> None:
