@@ -160,7 +160,7 @@ async def test_500_mixed_requests_cost_what_the_upstreams_bill(tmp_path: Path, s
     mixed = random.Random(7)
     kinds = [name for name in KINDS for _ in range(16)]
     mixed.shuffle(kinds)
-    async with ladder(tmp_path, small, large, 0.6) as rungs, aiohttp.ClientSession() as session:
+    async with ladder(tmp_path, small, large, 1.5) as rungs, aiohttp.ClientSession() as session:
         gateway, client = rungs.gateway, Client(rungs, session)
         queue = iter([(f"r{number}", *KINDS[kind]) for number, kind in enumerate(kinds)])
 
@@ -210,7 +210,7 @@ async def test_500_mixed_requests_cost_what_the_upstreams_bill(tmp_path: Path, s
 @pytest.mark.parametrize("kind", KINDS)
 async def test_each_kind_alone_costs_what_the_upstream_bills(tmp_path: Path, kind: str, provider: str) -> None:
     """One request of each kind is billed as the upstream bills it."""
-    async with ladder(tmp_path, provider, provider, 0.4) as rungs, aiohttp.ClientSession() as session:
+    async with ladder(tmp_path, provider, provider, 1.0) as rungs, aiohttp.ClientSession() as session:
         await Client(rungs, session).send("one", *KINDS[kind])
         async with asyncio.timeout(5):
             while "one" not in rungs.gateway.spans_by_request():
