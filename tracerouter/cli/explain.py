@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from tracerouter.cli.files import add_config, deployment
+from tracerouter.config import LlmOf
 from tracerouter.tokens import count_request
 from tracerouter.types import Caller, Task, Usage, usd
 
@@ -23,7 +24,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     parser = commands.add_parser(
         "explain",
         help="what would be decided and why",
-        description="Classifies a prompt and applies the policy, without calling a model of the ladder.",
+        description="Classifies a prompt and applies the policy, without calling a model.",
         epilog='Example: tracerouter explain --config tracerouter.yaml "Summarise this contract: …" --tier free',
     )
     add_config(parser)
@@ -55,6 +56,8 @@ def run(asked: argparse.Namespace) -> int:
         f"cache      {'kept for %g s' % told['cache_ttl'] if told['cache_ttl'] else 'never'}\n"  # noqa: UP031 - %g drops the .0
         f"tokens     {told['input_tokens']} in, at most {told['max_output_tokens']} out\n"
     )
+    for alias in told["not_asked"]:
+        sys.stdout.write(f"not asked  {alias}, which classifies what the others are not sure of\n")
     for rung in told["rungs"]:
         sys.stdout.write(f"at most    {rung['model']}: {rung['most'] or 'cost unknown'}\n")
     return 0
@@ -70,6 +73,7 @@ async def _explain(built: Deployment, task: Task) -> dict[str, Any]:
         "task": found.label,
         "confidence": found.confidence,
         "classifier": found.classifier,
+        "not_asked": [one.llm for one in built.settings.classifier if isinstance(one, LlmOf)],
         "risks": sorted(found.risks),
         "threshold": decision.threshold,
         "reason": decision.reason,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _BAR: Final = 28
 """Columns of the time axis."""
-_RUNGS: Final = frozenset(role.value for role in Role)
+_RUNGS: Final = frozenset(role.value for role in Role if role is not Role.CLASSIFY)
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 
 
