@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from tracerouter import policy as policies
 from tracerouter.cache import BoundedMemoryCache, CachedClassifier, OutputCache
-from tracerouter.classifiers import Chain, ExamplesClassifier, LlmClassifier, RulesClassifier
+from tracerouter.classifiers import Chain, ExamplesClassifier, LlmClassifier, RiskClassifier, RulesClassifier
 from tracerouter.errors import ConfigError, nearest
 from tracerouter.keys import Keys, KeysOf
 from tracerouter.policy.file import Seconds, Written, read
@@ -282,6 +282,7 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True) -> 
         for one in settings.classifier
         if serves or not isinstance(one, LlmOf)  # who only explains asks no model
     ]
+    risks = RiskClassifier(Chain(classifiers), policy.risks)
     store = SqliteStore(store_path(settings.store, folder))
     ledger = SqliteLedger(store)
     telemetry = _telemetry(settings.telemetry, policy, store)
@@ -290,9 +291,10 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True) -> 
     telemetry.instruments.entries_lost.read = lambda: store.lost_by_reason
 
     async def starting() -> None:
-        for classifier in classifiers:
-            if isinstance(classifier, ExamplesClassifier):
-                await classifier.warm()
+        for classifier in (*classifiers, risks):
+            warm = getattr(classifier, "warm", None)
+            if warm is not None:
+                await warm()
         await asyncio.to_thread(count, "")
 
     async def closing() -> None:
@@ -308,7 +310,7 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True) -> 
     router = Router(
         models,
         policy,
-        classifier=CachedClassifier(Chain(classifiers)),
+        classifier=CachedClassifier(risks),
         checks=checks,
         cache=OutputCache(BoundedMemoryCache()),
         ledger=ledger,
@@ -402,7 +404,7 @@ def _classifier(found: object, policy: Policy, folder: Path, ask: Ask) -> Classi
         limits = {"timeout": found.timeout, "max_confidence": found.max_confidence}
         return LlmClassifier(found.llm, policy.tasks, ask, **limits)
     if found == "rules":
-        return RulesClassifier(policy.label_patterns, policy.risk_patterns)
+        return RulesClassifier(policy.label_patterns)
     if found == "examples":
         return ExamplesClassifier.packaged()
     if isinstance(found, ExamplesOf):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from contextvars import ContextVar
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from tracerouter.cache import output_key, prompt_hash
@@ -275,6 +276,8 @@ class Router:
                 told[names.CLASSIFIER_VERSION] = found.version
             if found.risks:
                 told[names.RISKS] = sorted(found.risks)
+            for risk, evidence in groupby(found.evidence, lambda one: one.risk):
+                stage.event(names.RISK_EVENT, **{names.RISKS: [risk], "evidence": [one.told for one in evidence]})
         return found
 
     async def _found(self, task: Task, deadline: float) -> Classification:
@@ -286,7 +289,9 @@ class Router:
             found = Classification()
         if task.hint is None:
             return found
-        return Classification(task.hint, 1.0, found.risks, "hint")  # a caller knows the task, but can't deny a risk
+        return Classification(
+            task.hint, 1.0, found.risks, "hint", evidence=found.evidence
+        )  # a caller knows the task, but can't deny a risk
 
     def _decide(
         self, task: Task, found: Classification, ladder: Sequence[str], pinned: str | None, draft: Draft

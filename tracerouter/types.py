@@ -425,6 +425,11 @@ class Evidence(NamedTuple):
     """Such as ``email`` or ``contract``; ``match`` for a pattern of the policy's, ``task`` for one of its labels."""
     times: int = 1
 
+    @property
+    def told(self) -> str:
+        """How spans and people are told: ``email``, ``email x2``."""
+        return self.kind if self.times == 1 else f"{self.kind} x{self.times}"
+
 
 @dataclass(frozen=True, slots=True)
 class Classification:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.gateway import Seen, cost_of
 from tracerouter.cache import BoundedMemoryCache, OutputCache
-from tracerouter.classifiers import RulesClassifier
+from tracerouter.classifiers import RiskClassifier, RulesClassifier
 from tracerouter.errors import CallerGone, ConfigError, RateLimited, ServerFailed, UnknownModel
 from tracerouter.policy import Policy, PolicyFile
 from tracerouter.pricing import Price
@@ -161,7 +161,7 @@ def rig(small: Any, large: Any = None, *, policy: Mapping[str, Any] | None = Non
     policy_of = Policy.of(PolicyFile.model_validate({**POLICY, **(policy or {})}))
     books, rows, seen = Books(), Rows(), Seen()
     told = {
-        "classifier": RulesClassifier(policy_of.label_patterns, policy_of.risk_patterns),
+        "classifier": RiskClassifier(RulesClassifier(policy_of.label_patterns), policy_of.risks),
         "checks": Checks(),
         "ledger": books,
         "telemetry": Telemetry(span_processors=[seen], decisions=rows),
@@ -701,3 +701,15 @@ async def test_a_classifiers_question_ends_with_the_requests_deadline() -> None:
     (call,) = outcome.classifier_calls
     assert call.cost.source is Source.ESTIMATED
     assert outcome.cost_nanos == call.cost.nanos == asking.books.entries[0].cost.nanos
+
+
+async def test_a_risks_evidence_stands_on_the_span_of_its_stage() -> None:
+    """Each risk is an event on the ``classify`` span, with kinds and counts; a hint changes nothing about it."""
+    with_models = rig("fine", policy={"risks": {"pii": {}, "legal": {"match": ["bazaar"]}}})
+    for hint in (None, "sql"):
+        await with_models.router.route(Task.chat("bazaar: a@example.com b@example.com", hint=hint))
+        events = with_models.spans()["classify"].events
+        assert [(event.name, dict(event.attributes or {})) for event in events] == [
+            ("risk", {names.RISKS: ["legal"], "evidence": ["match"]}),
+            ("risk", {names.RISKS: ["pii"], "evidence": ["email x2"]}),
+        ]

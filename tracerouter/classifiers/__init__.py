@@ -7,6 +7,7 @@ and used.
 from tracerouter.classifiers.chain import Chain
 from tracerouter.classifiers.examples import ExamplesClassifier
 from tracerouter.classifiers.llm import LlmClassifier
+from tracerouter.classifiers.risks import RiskClassifier
 from tracerouter.classifiers.rules import RulesClassifier
 
-__all__ = ["Chain", "ExamplesClassifier", "LlmClassifier", "RulesClassifier"]
+__all__ = ["Chain", "ExamplesClassifier", "LlmClassifier", "RiskClassifier", "RulesClassifier"]

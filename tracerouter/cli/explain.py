@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tracerouter.cli.files import add_config, deployment
 from tracerouter.config import LlmOf
 from tracerouter.tokens import count_request
-from tracerouter.types import Caller, Task, Usage, usd
+from tracerouter.types import Caller, Evidence, Task, Usage, usd
 
 if TYPE_CHECKING:
     import argparse
@@ -47,7 +47,7 @@ def run(asked: argparse.Namespace) -> int:
     ladder = " → ".join(f"{rung['model']} ({rung['role']})" for rung in told["rungs"]) or "nobody: refused"
     sys.stdout.write(
         f"task       {told['task']} with confidence {told['confidence']:.2f}, by {told['classifier']}\n"
-        f"risks      {', '.join(told['risks']) or 'none'}\n"
+        f"risks      {'; '.join(_risk(name, told['evidence']) for name in told['risks']) or 'none'}\n"
         f"threshold  {told['threshold']:.2f}\n"
         f"reason     {told['reason']}\n"
         f"ladder     {ladder}\n"
@@ -75,6 +75,7 @@ async def _explain(built: Deployment, task: Task) -> dict[str, Any]:
         "classifier": found.classifier,
         "not_asked": [one.llm for one in built.settings.classifier if isinstance(one, LlmOf)],
         "risks": sorted(found.risks),
+        "evidence": [one._asdict() for one in found.evidence],
         "threshold": decision.threshold,
         "reason": decision.reason,
         "rungs": [
@@ -87,6 +88,11 @@ async def _explain(built: Deployment, task: Task) -> dict[str, Any]:
         "input_tokens": tokens,
         "max_output_tokens": limit,
     }
+
+
+def _risk(name: str, evidence: list[dict[str, Any]]) -> str:
+    kinds = [Evidence(**one).told for one in evidence if one["risk"] == name]
+    return f"{name} by {', '.join(kinds)}" if kinds else name
 
 
 def _most(built: Deployment, alias: str, tokens: int, limit: int | None) -> str | None:

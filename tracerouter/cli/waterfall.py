@@ -89,6 +89,11 @@ def _detail(note: Mapping[str, Any]) -> str:
     if note["name"] == "classify":
         parts.append(f"{told[names.LABEL]} {told[names.CONFIDENCE]:.2f}")
         parts += [f"risks {', '.join(told[names.RISKS])}"] if names.RISKS in told else []
+        parts += [
+            f"{', '.join(event[names.RISKS])} by {', '.join(event['evidence'])}"
+            for event in note["events"]
+            if event["name"] == names.RISK_EVENT
+        ]
     if names.FALLBACK_REASON in told and note["name"] == "fallback":
         parts.append(f"{told[names.FALLBACK_FROM]} → {told[names.FALLBACK_TO]}: {told[names.FALLBACK_REASON]}")
     if note["name"] == "validate":
@@ -103,7 +108,11 @@ def _detail(note: Mapping[str, Any]) -> str:
     if names.ERROR_TYPE in told:
         said = note.get("status_message")
         parts.append(f"ERROR {told[names.ERROR_TYPE]}{f' ({said})' if said else ''}")
-    parts += [f"{event['name']} at {event['at_ms']:.0f} ms ({event.get(names.ERROR_TYPE)})" for event in note["events"]]
+    parts += [
+        f"retry at {event['at_ms']:.0f} ms ({event.get(names.ERROR_TYPE)})"
+        for event in note["events"]
+        if event["name"] == names.RETRY_EVENT
+    ]
     return "; ".join(parts)
 
 

@@ -67,3 +67,4 @@ REQUEST_ID: Final = "tracerouter.request_id"
 
 DECISION_EVENT: Final = "tracerouter.decision"
 RETRY_EVENT: Final = "retry"
+RISK_EVENT: Final = "risk"
