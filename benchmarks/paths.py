@@ -196,7 +196,7 @@ def _lean(upstream: Server, sink: Server, session: aiohttp.ClientSession) -> Rou
         Model(alias=name, name=name, provider=provider, kind="openai", price=price) for name in ("small", "large")
     ]
     policy = Policy.of(PolicyFile.model_validate({"ladder": ["small", "large"], "min_confidence": 0}))
-    classifier = CachedClassifier(Chain([RulesClassifier({}, {}), ExamplesClassifier.packaged()]))
+    classifier = CachedClassifier(Chain([RulesClassifier({}), ExamplesClassifier.packaged()]))
     instruments = Instruments()
     traces = TraceQueue(SpanExporter(f"{sink.url}/v1/traces"), instruments.traces_dropped)
     telemetry = Telemetry(traces=traces, instruments=instruments, delay=config.TELEMETRY_DELAY)

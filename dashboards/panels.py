@@ -45,7 +45,7 @@ _HEIGHTS: Final = {"stat": 4, "text": 4, "logs": 12, "traces": 16}
 _GOOD, _BAD = "green", "red"
 _COLOURS: Final = {
     "answered": "green", "cached": "blue", "refused": "yellow", "failed": "red", "cancelled": "gray",
-    "cheap": "green", "expensive": "purple", "fallback": "orange",
+    "cheap": "green", "expensive": "purple", "fallback": "orange", "classify": "semi-dark-blue",
     "hit": "blue", "miss": "gray", "stale": "yellow", "bypass": "purple",
 }  # fmt: skip
 """Of a route, an outcome or a cache's result: the same on every board."""

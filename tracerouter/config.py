@@ -9,19 +9,20 @@ import sys
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 import aiohttp
-from pydantic import AnyHttpUrl, BeforeValidator, Discriminator, Field, SecretStr, Tag
+from pydantic import AnyHttpUrl, BeforeValidator, Discriminator, Field, SecretStr, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from tracerouter import policy as policies
 from tracerouter.cache import BoundedMemoryCache, CachedClassifier, OutputCache
-from tracerouter.classifiers import Chain, ExamplesClassifier, RulesClassifier
+from tracerouter.classifiers import Chain, ExamplesClassifier, LlmClassifier, RiskClassifier, RulesClassifier
 from tracerouter.errors import ConfigError, nearest
 from tracerouter.keys import Keys, KeysOf
-from tracerouter.policy.file import NotYet, Seconds, Written, read
+from tracerouter.policy.file import Seconds, Written, read
+from tracerouter.policy.model import Probability
 from tracerouter.pricing import FREE, Price, known_price
 from tracerouter.providers import (
     AnthropicProvider,
@@ -44,8 +45,10 @@ from tracerouter.validators import Checks
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from tracerouter.classifiers.llm import Ask
     from tracerouter.policy import Policy
     from tracerouter.protocols import Classifier
+    from tracerouter.types import Completion
 
 Positive = Annotated[Seconds, Field(gt=0)]
 Usd = Annotated[Decimal, Field(ge=0)]
@@ -177,19 +180,23 @@ class ExamplesOf(Written):
 
 
 class LlmOf(Written):
-    """A model as classifier."""
+    """A model as classifier: it is asked which of the policy's tasks a request is."""
 
-    llm: NotYet = None
+    llm: str = Field(description="The model's alias")
+    timeout: Positive = Field(default=2.0, description="For all tries together; then the next classifier is asked")
+    max_confidence: Probability = Field(
+        default=0.7, description="What its label is worth at most: what a model says of its own confidence is a guess"
+    )
 
 
 def _sort(found: Any) -> str:
     if isinstance(found, LlmOf) or (isinstance(found, dict) and "llm" in found):
-        return "llm"
-    return "examples" if isinstance(found, (dict, ExamplesOf)) else "name"
+        return "of a model"
+    return "of examples" if isinstance(found, (dict, ExamplesOf)) else "by name"
 
 
-ClassifierOf = Annotated[
-    Annotated[ExamplesOf, Tag("examples")] | Annotated[LlmOf, Tag("llm")] | Annotated[str, Tag("name")],
+ClassifierOf = Annotated[  # a tag that were a key, too, would be taken for it in an error's place
+    Annotated[ExamplesOf, Tag("of examples")] | Annotated[LlmOf, Tag("of a model")] | Annotated[str, Tag("by name")],
     Discriminator(_sort),
 ]
 
@@ -237,6 +244,18 @@ class Settings(Written):
     max_body: Annotated[int, Field(ge=1024)] = Field(default=MAX_BODY_BYTES, description="Bytes")
     policy: Path
 
+    @model_validator(mode="after")
+    def _classifiers_ask_models(self) -> Self:
+        known = [alias for alias, model in self.models.items() if not isinstance(model, HandlerModel)]
+        for one in self.classifier:
+            if isinstance(one, LlmOf) and one.llm not in known:
+                msg = (
+                    "`llm` names no model that can be asked{nearest}; known are {known}"  # no value: it may be a secret
+                )
+                told = {"key": "classifier", "nearest": nearest(one.llm, known), "known": ", ".join(known)}
+                raise PydanticCustomError("not_known", msg, told)  # noqa: EM101 - as above
+        return self
+
 
 TELEMETRY_DELAY = 0.05
 """Seconds for which finished requests wait to be told together."""
@@ -252,7 +271,7 @@ class Deployment:
 
 
 def load(path: Path, *, serves: bool = True, **host: Any) -> Deployment:
-    """Build everything that the file at `path` describes; API keys are read only if it `serves`.
+    """Build everything that the file at `path` describes; only if it `serves`, API keys are read and models are asked.
 
     Args:
         path: ``tracerouter.yaml``.
@@ -279,8 +298,17 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
     keys = Keys.load(settings.keys, folder) if settings.keys and serves else None
     checks = Checks(policy.validators, policy.schemas)
     session = _Session()
+
+    async def ask(alias: str, body: Mapping[str, Any], timeout: float) -> Completion:  # noqa: ASYNC109 - of many rooms
+        return await router.ask(alias, body, timeout)
+
     models = [_model(alias, model, session) for alias, model in settings.models.items()]
-    classifiers = [_classifier(one, policy, folder) for one in settings.classifier]
+    classifiers = [
+        _classifier(one, policy, folder, ask)
+        for one in settings.classifier
+        if serves or not isinstance(one, LlmOf)  # who only explains asks no model
+    ]
+    risks = RiskClassifier(Chain(classifiers), policy.risks)
     store = SqliteStore(store_path(settings.store, folder))
     ledger = SqliteLedger(store)
     telemetry = _telemetry(settings.telemetry, policy, store, host)
@@ -289,9 +317,10 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
     telemetry.instruments.entries_lost.read = lambda: store.lost_by_reason
 
     async def starting() -> None:
-        for classifier in classifiers:
-            if isinstance(classifier, ExamplesClassifier):
-                await classifier.warm()
+        for classifier in (*classifiers, risks):
+            warm = getattr(classifier, "warm", None)
+            if warm is not None:
+                await warm()
         await asyncio.to_thread(count, "")
 
     async def closing() -> None:
@@ -307,7 +336,7 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
     router = Router(
         models,
         policy,
-        classifier=CachedClassifier(Chain(classifiers)),
+        classifier=CachedClassifier(risks),
         checks=checks,
         cache=OutputCache(BoundedMemoryCache()),
         ledger=ledger,
@@ -396,9 +425,15 @@ def stand_in(model: ModelOf) -> SimulatedModel:
     return SimulatedModel(provider="simulated", model="simulated-small", price=model.price)
 
 
-def _classifier(found: object, policy: Policy, folder: Path) -> Classifier:
+def _classifier(found: object, policy: Policy, folder: Path, ask: Ask) -> Classifier:
+    if isinstance(found, LlmOf):
+        if not policy.tasks:
+            msg = f"{policy.source}: names no tasks, so that `classifier: {{llm: …}}` would have no label to choose"
+            raise ConfigError(msg)
+        limits = {"timeout": found.timeout, "max_confidence": found.max_confidence}
+        return LlmClassifier(found.llm, policy.tasks, ask, **limits)
     if found == "rules":
-        return RulesClassifier(policy.label_patterns, policy.risk_patterns)
+        return RulesClassifier(policy.label_patterns)
     if found == "examples":
         return ExamplesClassifier.packaged()
     if isinstance(found, ExamplesOf):

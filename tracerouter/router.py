@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from contextvars import ContextVar
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from tracerouter.cache import output_key, prompt_hash
@@ -25,6 +28,8 @@ from tracerouter.types import (
     Meter,
     Outcome,
     Reason,
+    Role,
+    Rules,
     Rung,
     Status,
     Task,
@@ -50,6 +55,9 @@ HANDLER = "handler"
 """The alias of the wrapped service where the file gives it none."""
 
 log = logging.getLogger(__name__)
+
+_classifying: ContextVar[tuple[Draft, float]] = ContextVar("classifying")
+"""The request that is being classified, and its deadline: a classifier is asked with the task alone."""
 
 
 class Router:
@@ -151,6 +159,44 @@ class Router:
         found = await self._found(task, asyncio.get_running_loop().time() + self._timeout)
         return found, self._decision(task, found, self._ladder(task), pinned)
 
+    async def ask(self, alias: str, body: Mapping[str, Any], timeout: float) -> Completion:  # noqa: ASYNC109 - of many rooms
+        """Ask a model what the request is that is being classified, for a classifier; its cost is the request's.
+
+        Args:
+            alias: The model.
+            body: An OpenAI chat request without ``model``; ``max_tokens`` gets the name that the model takes.
+            timeout: Seconds for all tries together.
+
+        Raises:
+            LookupError: No request is being classified here.
+            ProviderError: There is no answer.
+        """
+        draft, deadline = _classifying.get()
+        model, meter, clock = self.models[alias], Meter(), asyncio.get_running_loop().time
+        asked = compose(Task(body), Rules(), None, model=model.name, limit_field=model.limit_field)
+        call = Call(asked, min(deadline, clock() + timeout))
+        completion, verdict, error, cancelled = None, None, None, False
+        started = time.perf_counter()
+        try:
+            completion = await model.complete(call, meter, draft.timeline, None)
+            verdict = Verdict()
+        except ProviderError as failed:
+            error = failed
+            raise
+        except asyncio.CancelledError:
+            cancelled = True
+            raise
+        finally:
+            latency, rung = time.perf_counter() - started, Rung(alias, Role.CLASSIFY)
+            attempt = Attempt(
+                rung, meter.usage, meter.cost, latency, meter.asked, completion, verdict, error, cancelled
+            )
+            draft.classifier_calls.append(attempt)
+            booked = self._settle(attempt, draft)
+        if booked is not None:
+            await _durable(booked)
+        return completion
+
     def ended_at_handler(self, outcome: Outcome) -> bool:
         """Return whether the wrapped service had the last word."""
         return self._at_handler(outcome.attempts)
@@ -230,8 +276,12 @@ class Router:
 
     async def _classify(self, task: Task, deadline: float, draft: Draft) -> Classification:
         with draft.timeline.stage("classify") as stage:
-            draft.classification = found = await self._found(task, deadline)
-            told = stage.attributes
+            told, token = stage.attributes, _classifying.set((draft, deadline))
+            try:
+                draft.classification = found = await self._found(task, deadline)
+            finally:
+                _classifying.reset(token)
+                draft.bill_classifying(stage)
             told[names.LABEL] = found.label
             told[names.CONFIDENCE] = found.confidence
             told[names.CLASSIFIER] = found.classifier
@@ -240,6 +290,8 @@ class Router:
                 told[names.CLASSIFIER_VERSION] = found.version
             if found.risks:
                 told[names.RISKS] = sorted(found.risks)
+            for risk, evidence in groupby(found.evidence, lambda one: one.risk):
+                stage.event(names.RISK_EVENT, **{names.RISKS: [risk], "evidence": [one.told for one in evidence]})
         return found
 
     async def _found(self, task: Task, deadline: float) -> Classification:
@@ -251,7 +303,9 @@ class Router:
             found = Classification()
         if task.hint is None:
             return found
-        return Classification(task.hint, 1.0, found.risks, "hint")  # a caller knows the task, but can't deny a risk
+        return Classification(
+            task.hint, 1.0, found.risks, "hint", evidence=found.evidence
+        )  # a caller knows the task, but can't deny a risk
 
     def _decide(
         self, task: Task, found: Classification, ladder: Sequence[str], pinned: str | None, draft: Draft
@@ -329,7 +383,7 @@ class Router:
         entry = Entry(
             draft.id,
             draft.request_id,
-            len(draft.attempts),
+            len(draft.classifier_calls) + len(draft.attempts),
             draft.started,
             draft.task.caller,
             attempt.rung.role,

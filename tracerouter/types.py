@@ -33,6 +33,8 @@ class Role(StrEnum):
     CHEAP = "cheap"
     EXPENSIVE = "expensive"
     FALLBACK = "fallback"
+    CLASSIFY = "classify"
+    """No rung: a model that a classifier asks what the request is."""
 
 
 class Status(StrEnum):
@@ -425,6 +427,20 @@ class Verdict:
         return next((s for s in ("failed", "repaired", "passed") if s in found), "skipped")
 
 
+class Evidence(NamedTuple):
+    """What was found that raises a risk: a kind and how often, never the text itself."""
+
+    risk: str
+    kind: str
+    """Such as ``email`` or ``contract``; ``match`` for a pattern of the policy's, ``task`` for one of its labels."""
+    times: int = 1
+
+    @property
+    def told(self) -> str:
+        """How spans and people are told: ``email``, ``email x2``."""
+        return self.kind if self.times == 1 else f"{self.kind} x{self.times}"
+
+
 @dataclass(frozen=True, slots=True)
 class Classification:
     """What a request is, as far as can be told."""
@@ -437,6 +453,10 @@ class Classification:
     version: str = ""
     cached: bool = False
     """Whether it was remembered from an equal request."""
+    evidence: tuple[Evidence, ...] = ()
+    """Why the risks, where the detection is ours."""
+    partial: bool = False
+    """Whether a classifier failed and was passed over, so that asking again may tell more."""
 
     @property
     def abstained(self) -> bool:
@@ -560,13 +580,13 @@ class Hit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the ledger: what one attempt cost, and whom."""
+    """One line of the ledger: what one attempt, or one classifier's call of a model, cost, and whom."""
 
     id: str
     """Of the request, drawn by us: a caller may send the same request id twice."""
     request_id: str
     attempt: int
-    """From 1, in the order of the attempts."""
+    """From 1, in the order of the calls."""
     time: float
     """Unix seconds of the request's start: midnight charges to the period of the reservation."""
     caller: Caller
@@ -591,11 +611,13 @@ class Outcome:
     """Why the request's trace is kept; None: it is dropped."""
     completion: Completion | None = None
     attempts: tuple[Attempt, ...] = ()
+    classifier_calls: tuple[Attempt, ...] = ()
+    """The models that classifiers asked; no rungs, but they cost too."""
 
     @property
     def cost_nanos(self) -> int | None:
         """What the request cost (nano-dollars); None: a part of it is not known."""
-        nanos = [attempt.cost.nanos for attempt in self.attempts]
+        nanos = [attempt.cost.nanos for attempt in (*self.classifier_calls, *self.attempts)]
         return None if None in nanos else sum(cost for cost in nanos if cost)
 
 

@@ -19,6 +19,7 @@ from tests.upstream import Prices, Upstream
 from tracerouter import config
 from tracerouter.cli import main
 from tracerouter.policy import PolicyFile, load
+from tracerouter.types import Task
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -91,6 +92,47 @@ async def test_explain_calls_no_model(tmp_path: Path) -> None:
         0,
     )
     connection.close()
+
+
+async def test_explain_tells_the_evidence_and_asks_no_classifiers_model(tmp_path: Path) -> None:
+    """A risk is told with what raised it, and the model that would be asked for the label is named, not asked."""
+    policy: dict[str, Any] = {"tasks": {"poem": {}}, "risks": {"pii": {}, "legal": {}}}
+    path = write(tmp_path, SIMULATED, policy, classifier=["rules", {"llm": "small"}])
+    prompt = "mail a@example.com and b@example.com about the lawsuit"
+    code, out, err = await tracerouter("explain", "--config", str(path), prompt)
+    assert (code, err) == (0, "")
+    assert "risks      legal by dispute; pii by email x2\n" in out
+    assert "not asked  small" in out
+    _, out, _ = await tracerouter("explain", "--config", str(path), prompt, "--json")
+    told = json.loads(out)
+    assert told["evidence"][-1] == {"risk": "pii", "kind": "email", "times": 2}
+    assert told["not_asked"] == ["small"]
+
+
+async def test_trace_shows_who_classified_and_what_raised_a_risk(tmp_path: Path) -> None:
+    """In the waterfall the classifier's call stands beneath its stage, with its cost, and a risk with its evidence."""
+    models = {
+        "small": {"provider": "simulated", "model": "small-1", "price": {"input": 1, "output": 2}},
+        "tiny": {
+            "provider": "simulated",
+            "model": "tiny-1",
+            "price": {"input": 1, "output": 2},
+            "answers": [{"match": ".", "answer": '{"label": "poem", "confidence": 0.9}'}],
+        },
+    }
+    policy = {"ladder": ["small"], "tasks": {"poem": {}}, "risks": {"pii": {}}}
+    path = write(tmp_path, models, policy, classifier=["rules", {"llm": "tiny"}])
+    built = config.load(path)
+    outcome = await built.router.route(Task.chat("a poem for a@example.com"))
+    await built.router.close()
+    code, out, _ = await tracerouter("trace", "--config", str(path), outcome.request_id)
+    assert code == 0
+    lines = [line.strip("│ ") for line in out.splitlines()]
+    classify = next(at for at, line in enumerate(lines) if line.startswith("├ classify "))
+    assert lines[classify].endswith("poem 0.70; risks pii; pii by email")
+    assert lines[classify + 1].startswith("└ chat tiny-1 ")
+    assert " in, " in lines[classify + 1]
+    assert any(line.startswith("├ cheap small ") for line in lines)
 
 
 class Served:

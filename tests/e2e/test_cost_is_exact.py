@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
+    from opentelemetry.sdk.trace import ReadableSpan
+
 PRICES = {
     "small-1": Prices(150_000_000, 600_000_000, 15_000_000, 187_500_000, 300_000_000),
     "large-1": Prices(2_500_000_000, 10_000_000_000, 250_000_000, 3_125_000_000, 5_000_000_000),
+    "tiny-1": Prices(50_000_000, 400_000_000),
 }
 SERVERS: dict[str, type[Upstream]] = {"openai": Upstream, "anthropic": AnthropicUpstream}
 SCHEMA = {"type": "object", "required": ["id"], "properties": {"id": {"type": "integer"}}}
@@ -100,6 +103,29 @@ async def ladder(folder: Path, small: str, large: str, timeout: float) -> AsyncI
             yield Ladder(servers, gateway)
 
 
+LABEL = '{"label": "poem", "confidence": 0.9}'
+CLASSIFIED: dict[str, tuple[str, dict[str, Any]]] = {
+    "labelled": (f"tiny-1=ok {LABEL}, small-1=ok", {}),
+    "labelled, streamed": (f"tiny-1=ok {LABEL}, small-1=ok", USAGE),
+    "labelled, rejected": (f'tiny-1=ok {LABEL}, small-1=ok {{"id": "x"}}, large-1=ok {{"id": 3}}', JSON),
+    "labelled, all fail": (f"tiny-1=ok {LABEL}, small-1=500, large-1=500", {}),
+    "labelled, then cancelled": (f"tiny-1=ok {LABEL}, small-1=hang, large-1=ok", {GONE: 0}),
+    "labelled, then cancelled in a stream": (f"tiny-1=ok {LABEL}, small-1=hang_after 3", {**STREAM, GONE: 3}),
+    "none of the tasks": ('tiny-1=ok {"label": "other", "confidence": 1}, large-1=ok', {}),
+    "no label": ("tiny-1=ok I would say a poem, large-1=ok", {}),
+    "label without usage": (f"tiny-1=no_usage {LABEL}, small-1=ok", {}),
+    "classifier fails": ("tiny-1=500, large-1=ok", {}),
+    "classifier is limited": ("tiny-1=429, large-1=ok", {}),
+    "classifier hangs": ("tiny-1=hang, large-1=ok", {}),
+    "classifier hangs in the body": ("tiny-1=hang_after 2, large-1=ok", {}),
+    "classifier is cut": ("tiny-1=cut 2, large-1=ok", {}),
+    "classifier is dropped": ("tiny-1=drop 2, large-1=ok", {}),
+    "classifier says garbage": ("tiny-1=garbage, large-1=ok", {}),
+    "cancelled while classified": ("tiny-1=hang, small-1=ok", {GONE: 0}),
+}
+"""Kinds that a model of its own classifies; what it does not label goes straight to the large one."""
+
+
 class Client:
     """Sends the requests, and notes what each was told to have cost."""
 
@@ -143,15 +169,33 @@ class Client:
                         return
                 await asyncio.Event().wait()
 
-        def hanging() -> bool:
-            return any(f"{mine} " in json.dumps(request.body["messages"][0]) for request in server.requests)
+        asked = body["messages"][0]["content"]
+        wanted = next((model for model in ("tiny-1", "large-1") if f"{model}=hang" in asked), "small-1")
+        server = self._servers[wanted]
 
-        server = self._servers["large-1" if "large-1=hang" in body["messages"][0]["content"] else "small-1"]
+        def hanging() -> bool:
+            seen = [request.body for request in server.requests]
+            return any(one["model"] == wanted and f"{mine} " in json.dumps(one["messages"]) for one in seen)
+
         asking = asyncio.create_task(ask())
         if chunks == 0:
             await server.until(hanging)
             asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
+
+
+def agree(kind: str, spans: list[ReadableSpan], booked: int, record: dict[str, Any], told: int | None) -> None:
+    """All accounts of one request's cost are equal; `told` is None where the client did not wait for it."""
+    chats = cost_of(spans, "chat")
+    accounts = {
+        "chat spans": chats,
+        "route span": cost_of(spans, "route"),
+        "stages that ask": sum(cost_of(spans, stage) for stage in ("classify", "cheap", "expensive", "fallback")),
+        "ledger": booked,
+        "record": nanos(record["cost"]),
+        "told": chats if told is None else told,
+    }
+    assert len(set(accounts.values())) == 1, (kind, accounts)
 
 
 @pytest.mark.parametrize(("small", "large"), [("openai", "openai"), ("openai", "anthropic"), ("anthropic", "openai")])
@@ -187,19 +231,13 @@ async def test_500_mixed_requests_cost_what_the_upstreams_bill(tmp_path: Path, s
     assert len(records) == len(spans) == wanted
     kind_of = {f"r{number}": kind for number, kind in enumerate(kinds)}
     for request_id, told in client.told.items():
-        chats = cost_of(spans[request_id], "chat")
-        accounts = {
-            "chat spans": chats,
-            "route span": cost_of(spans[request_id], "route"),
-            "rungs' spans": sum(cost_of(spans[request_id], role) for role in ("cheap", "expensive", "fallback")),
-            "ledger": ledger.get(request_id, 0),
-            "record": nanos(records[request_id]["cost"]),
-            "told": chats if told is None else told,
-        }
-        assert len(set(accounts.values())) == 1, (kind_of.get(request_id, "cached"), accounts)
+        agree(
+            kind_of.get(request_id, "cached"), spans[request_id], ledger.get(request_id, 0), records[request_id], told
+        )
     assert sum(nanos(record["cost"]) for record in records.values()) == rungs.nanos
     assert sum(ledger.values()) == rungs.nanos
     assert all(server.nanos for server in rungs.servers.values())
+
     routes = {record["route"] for record in records.values()}
     outcomes = {record["outcome"] for record in records.values()}
     assert routes == {"cheap", "fallback", "cached", "failed"}
@@ -217,3 +255,86 @@ async def test_each_kind_alone_costs_what_the_upstream_bills(tmp_path: Path, kin
                 await asyncio.sleep(0.01)
     assert nanos(rungs.gateway.records()["one"]["cost"]) == rungs.nanos
     assert (rungs.nanos == 0) == (kind == "both fail")
+
+
+def with_classifier(folder: Path, upstream: Upstream, timeout: float) -> Path:
+    """Write a deployment that asks a model what nobody else can label, and sends on only what it labels."""
+    models = openai_models(upstream.url, timeout=2)
+    tiny = {**models["small"], "model": "tiny-1", "price": {"input": "0.05", "output": "0.4"}}
+    policy = {"ladder": ["small", "large"], "min_confidence": 0.5, "tasks": {"poem": {}}, "cache": "never"}
+    return write(folder, {**models, "tiny": tiny}, policy, classifier=["rules", {"llm": "tiny", "timeout": timeout}])
+
+
+async def test_what_a_classifier_asks_is_the_requests_cost(tmp_path: Path) -> None:
+    """However a classifier's call ends, it is in every account of its request, and together they are the bill."""
+    mixed = random.Random(8)
+    kinds = [name for name in CLASSIFIED for _ in range(8)]
+    mixed.shuffle(kinds)
+    async with (
+        Upstream(prices=PRICES) as upstream,
+        Gateway(with_classifier(tmp_path, upstream, 0.5)) as gateway,
+        aiohttp.ClientSession() as session,
+    ):
+        client = Client(Ladder(dict.fromkeys(PRICES, upstream), gateway), session)
+        queue = iter([(f"r{number}.", *CLASSIFIED[kind]) for number, kind in enumerate(kinds)])
+
+        async def worker() -> None:
+            for request in queue:
+                await client.send(*request)
+
+        await asyncio.gather(*(worker() for _ in range(12)))
+        async with asyncio.timeout(10):
+            while len(gateway.spans_by_request()) < len(kinds):
+                await asyncio.sleep(0.01)
+        spans = gateway.spans_by_request()
+        instruments = gateway.router.telemetry.instruments
+    records = gateway.records()
+    ledger = dict(gateway.query("SELECT request_id, sum(cost_nanos) FROM entries GROUP BY request_id"))
+    for number, kind in enumerate(kinds):
+        name = f"r{number}."
+        agree(kind, spans[name], ledger.get(name, 0), records[name], client.told[name])
+        routed = "large" if not kind.startswith("labelled") and "label without" not in kind else "small"
+        (tried, *_) = records[name].get("attempts", [{"model": routed}])
+        assert tried["model"] == routed, kind
+        assert len(records[name]["classifier_calls"]) == 1
+    assert sum(ledger.values()) == sum(nanos(record["cost"]) for record in records.values()) == upstream.nanos
+    by_role = dict(gateway.query("SELECT role, sum(cost_nanos) FROM entries GROUP BY role"))
+    assert by_role["classify"] == upstream.nanos_of("tiny-1") > 0
+    told = dict.fromkeys(by_role, 0)
+    for (_, role, *_), value in instruments.cost.values.items():
+        told[str(role)] += value
+    assert told == by_role
+    assert {key[1] for key in instruments.attempts.values} == by_role.keys() - {"classify"}
+
+
+@pytest.mark.parametrize("kind", CLASSIFIED)
+async def test_each_classified_kind_alone_costs_what_the_upstream_bills(tmp_path: Path, kind: str) -> None:
+    """One request of each kind is billed as the upstream bills it; the call's span stands beneath its stage."""
+    async with Upstream(prices=PRICES) as upstream:
+        path = with_classifier(tmp_path, upstream, 0.3)
+        async with Gateway(path) as gateway, aiohttp.ClientSession() as session:
+            await Client(Ladder(dict.fromkeys(PRICES, upstream), gateway), session).send("one.", *CLASSIFIED[kind])
+            async with asyncio.timeout(5):
+                while "one." not in gateway.spans_by_request():
+                    await asyncio.sleep(0.01)
+            spans = gateway.spans_by_request()["one."]
+    assert nanos(gateway.records()["one."]["cost"]) == upstream.nanos
+    stage = next(span for span in spans if span.name == "classify")
+    (chat,) = [span for span in spans if span.name == "chat tiny-1"]
+    assert chat.parent is not None
+    assert stage.context is not None
+    assert chat.parent.span_id == stage.context.span_id
+    assert cost_of([stage], "classify") == upstream.nanos_of("tiny-1")
+
+
+async def test_a_repeated_prompt_is_classified_once(tmp_path: Path) -> None:
+    """The classification cache stands before the model: an equal prompt costs no second call, labelled or not."""
+    async with Upstream(prices=PRICES) as upstream:
+        path = with_classifier(tmp_path, upstream, 2)
+        async with Gateway(path) as gateway, aiohttp.ClientSession() as session:
+            client = Client(Ladder(dict.fromkeys(PRICES, upstream), gateway), session)
+            for kind in ("labelled", "none of the tasks", "no label"):
+                for _ in range(3):
+                    await client.send("same.", *CLASSIFIED[kind])
+    assert sum(charge.model == "tiny-1" for charge in upstream.charges) == 3
+    assert len(upstream.charges) == 3 + 9

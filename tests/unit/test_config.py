@@ -187,7 +187,23 @@ async def test_the_defaults_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ),
         ({"models": {"smal": {"provider": "simulated"}}}, "ladder: no model is called 'small' (did you mean 'smal'?)"),
         ({"store": "redis://127.0.0.1"}, "store: found 'redis://127.0.0.1'; only sqlite:///PATH and memory: are known"),
-        ({"classifier": [{"llm": "small"}]}, "classifier.0.llm: is known, but this version does not enforce it yet"),
+        (
+            {"classifier": ["rules", {"llm": "smal"}]},
+            "classifier: `llm` names no model that can be asked (did you mean",
+        ),
+        (
+            {"classifier": [{"llm": "small"}]},
+            "policy.yaml: names no tasks, so that `classifier: {llm: …}` would have no",
+        ),
+        ({"classifier": [{"llm": "small", "timeout": 0}]}, "classifier.0.timeout: found 0; input should be greater"),
+        ({"classifier": [{"llm": "small", "max_confidence": 2}]}, "classifier.0.max_confidence: found 2; input shou"),
+        (
+            {
+                "models": {"small": {"provider": "simulated"}, "house": {"provider": "handler"}},
+                "classifier": [{"llm": "house"}],
+            },
+            "classifier: `llm` names no model that can be asked; known are small",
+        ),
         ({"classifier": [{"examples": []}]}, "classifier.0.examples: found []; list should have at least 1 item"),
         ({"classifier": ["ruls"]}, "classifier: there is no classifier 'ruls' (did you mean 'rules'?)"),
         ({"classifier": ["no.such:Thing"]}, "classifier: 'no.such:Thing' can't be imported"),

@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.test_router import Rig, Scripted, order, rig
 from tracerouter.cache import BoundedMemoryCache, OutputCache
-from tracerouter.classifiers import Chain, RulesClassifier
+from tracerouter.classifiers import Chain, RiskClassifier
 from tracerouter.errors import BadRequest
 from tracerouter.policy import Policy, PolicyFile
 from tracerouter.providers import Simulated, SimulatedProvider
@@ -50,8 +50,7 @@ async def thresholds() -> Rig:
             return Classification("guess", 0.6 if "contract" in task.text else 0.4, classifier="guess")
 
     made = Policy.of(PolicyFile.model_validate({"ladder": ["small", "large"], **policy}))
-    rules = RulesClassifier(made.label_patterns, made.risk_patterns)
-    with_models = rig("fine", policy=policy, classifier=Chain([rules, Guess()]))
+    with_models = rig("fine", policy=policy, classifier=RiskClassifier(Chain([Guess()]), made.risks))
     await routed(with_models, Task.chat("hello"), Task.chat("a contract"))
     nobody = rig("fine", policy=policy)
     await routed(nobody, Task.chat("hello"))

@@ -12,7 +12,7 @@ import pytest
 
 from tests.gateway import Seen, cost_of
 from tracerouter.cache import BoundedMemoryCache, OutputCache
-from tracerouter.classifiers import RulesClassifier
+from tracerouter.classifiers import RiskClassifier, RulesClassifier
 from tracerouter.errors import CallerGone, ConfigError, RateLimited, ServerFailed, UnknownModel
 from tracerouter.policy import Policy, PolicyFile
 from tracerouter.pricing import Price
@@ -161,7 +161,7 @@ def rig(small: Any, large: Any = None, *, policy: Mapping[str, Any] | None = Non
     policy_of = Policy.of(PolicyFile.model_validate({**POLICY, **(policy or {})}))
     books, rows, seen = Books(), Rows(), Seen()
     told = {
-        "classifier": RulesClassifier(policy_of.label_patterns, policy_of.risk_patterns),
+        "classifier": RiskClassifier(RulesClassifier(policy_of.label_patterns), policy_of.risks),
         "checks": Checks(),
         "ledger": books,
         "telemetry": Telemetry(span_processors=[seen], decisions=rows),
@@ -662,3 +662,54 @@ async def test_a_log_tells_where_and_not_what(caplog: pytest.LogCaptureFixture) 
     assert f"KeyError at {__file__}:" in caplog.text
     assert "SECRET" not in caplog.text
     assert "Traceback" not in caplog.text
+
+
+async def test_a_classifier_can_ask_a_model_only_for_a_request() -> None:
+    """What a classifier asks is the request's to pay; outside of one there is nobody to charge, so nothing is asked."""
+    body = {"messages": [{"role": "user", "content": "what is it?"}], "max_tokens": 9}
+    seen: list[Completion] = []
+
+    class Asking:
+        async def classify(self, task: Task) -> Classification:
+            seen.append(await asking.router.ask("large", body, 1.0))
+            return Classification("guess", 1.0, classifier="asking")
+
+    asking = rig("fine", classifier=Asking())
+    outcome = await asking.router.route(Task.chat("hello"))
+    assert [completion.text for completion in seen] == ["the large answer"]
+    assert asking.large.calls[0].body == {**body, "model": "large-1"}
+    assert [(call.rung.role, call.cost.nanos) for call in outcome.classifier_calls] == [(Role.CLASSIFY, 1200)]
+    assert outcome.cost_nanos == 1320
+    assert [(e.attempt, e.role) for e in asking.books.entries] == [(1, Role.CLASSIFY), (2, Role.CHEAP)]
+    assert (asking.row["attempt_count"], asking.row["classifier_calls"][0]["model"]) == (1, "large")
+    with pytest.raises(LookupError):
+        await asking.router.ask("large", body, 1.0)
+    assert len(asking.large.calls) == 1
+
+
+async def test_a_classifiers_question_ends_with_the_requests_deadline() -> None:
+    """A model that hangs while it is asked takes no more than the request's time, and what was sent is paid for."""
+
+    class Asking:
+        async def classify(self, task: Task) -> Classification:
+            await asking.router.ask("large", {"messages": [{"role": "user", "content": "well?"}]}, 60)
+            return Classification()
+
+    asking = rig("fine", "hang", classifier=Asking())
+    outcome = await asyncio.wait_for(asking.router.route(Task.chat("hello", timeout=0.05)), 5)
+    assert (outcome.status, outcome.reason) == (Status.FAILED, Reason.TIMEOUT)
+    (call,) = outcome.classifier_calls
+    assert call.cost.source is Source.ESTIMATED
+    assert outcome.cost_nanos == call.cost.nanos == asking.books.entries[0].cost.nanos
+
+
+async def test_a_risks_evidence_stands_on_the_span_of_its_stage() -> None:
+    """Each risk is an event on the ``classify`` span, with kinds and counts; a hint changes nothing about it."""
+    with_models = rig("fine", policy={"risks": {"pii": {}, "legal": {"match": ["bazaar"]}}})
+    for hint in (None, "sql"):
+        await with_models.router.route(Task.chat("bazaar: a@example.com b@example.com", hint=hint))
+        events = with_models.spans()["classify"].events
+        assert [(event.name, dict(event.attributes or {})) for event in events] == [
+            ("risk", {names.RISKS: ["legal"], "evidence": ["match"]}),
+            ("risk", {names.RISKS: ["pii"], "evidence": ["email x2"]}),
+        ]

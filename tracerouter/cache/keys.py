@@ -51,7 +51,7 @@ def prompt_hash(task: Task, secret: bytes) -> str:
 
 
 def said_digest(task: Task) -> bytes:
-    """Return a digest of who asks and of all messages: what a classifier may look at."""
+    """Return a digest of who asks, all messages and the hint: what a classifier may look at."""
     caller = task.caller
     who = [caller.tenant, caller.team, caller.user, caller.tier]
-    return blake2b(orjson.dumps([who, task.messages]), digest_size=16).digest()
+    return blake2b(orjson.dumps([who, task.hint, task.messages]), digest_size=16).digest()

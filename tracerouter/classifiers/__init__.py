@@ -1,4 +1,4 @@
-"""Say what a request is: rules that an owner wrote, examples that a model learned from, and a chain of them.
+"""Say what a request is: rules that an owner wrote, examples that were learned from, a model that is asked.
 
 Importing this loads neither numpy nor the embedding: :class:`ExamplesClassifier` does, when it is made
 and used.
@@ -6,6 +6,8 @@ and used.
 
 from tracerouter.classifiers.chain import Chain
 from tracerouter.classifiers.examples import ExamplesClassifier
+from tracerouter.classifiers.llm import LlmClassifier
+from tracerouter.classifiers.risks import RiskClassifier
 from tracerouter.classifiers.rules import RulesClassifier
 
-__all__ = ["Chain", "ExamplesClassifier", "RulesClassifier"]
+__all__ = ["Chain", "ExamplesClassifier", "LlmClassifier", "RiskClassifier", "RulesClassifier"]

@@ -37,16 +37,18 @@ class Chain:
         """Return the answer that stands; an abstaining one when nobody could answer."""
         best = Classification()
         risks: frozenset[str] = frozenset()
+        partial = False
         for classifier in self._classifiers:
             try:
                 found = await classifier.classify(task)
             except Exception as error:  # noqa: BLE001 - whatever it is, the next one may still know
                 # neither message nor traceback: both may quote the prompt
                 _log.warning("%s failed with %s", type(classifier).__name__, type(error).__name__)
+                partial = True
                 continue
             risks |= found.risks
             if found.confidence >= best.confidence:
                 best = found
             if found.confidence >= self._sure:
-                break
-        return replace(best, risks=risks)
+                return replace(best, risks=risks)  # good enough to be remembered, whoever failed before
+        return replace(best, risks=risks, partial=partial)

@@ -8,8 +8,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from tracerouter.cli.files import add_config, deployment
+from tracerouter.config import LlmOf
 from tracerouter.tokens import count_request
-from tracerouter.types import Caller, Task, usd
+from tracerouter.types import Caller, Evidence, Task, usd
 
 if TYPE_CHECKING:
     import argparse
@@ -23,7 +24,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     parser = commands.add_parser(
         "explain",
         help="what would be decided and why",
-        description="Classifies a prompt and applies the policy, without calling a model of the ladder.",
+        description="Classifies a prompt and applies the policy, without calling a model.",
         epilog='Example: tracerouter explain --config tracerouter.yaml "Summarise this contract: …" --tier free',
     )
     add_config(parser)
@@ -46,7 +47,7 @@ def run(asked: argparse.Namespace) -> int:
     ladder = " → ".join(f"{rung['model']} ({rung['role']})" for rung in told["rungs"]) or "nobody: refused"
     sys.stdout.write(
         f"task       {told['task']} with confidence {told['confidence']:.2f}, by {told['classifier']}\n"
-        f"risks      {', '.join(told['risks']) or 'none'}\n"
+        f"risks      {'; '.join(_risk(name, told['evidence']) for name in told['risks']) or 'none'}\n"
         f"threshold  {told['threshold']:.2f}\n"
         f"reason     {told['reason']}\n"
         f"ladder     {ladder}\n"
@@ -55,6 +56,8 @@ def run(asked: argparse.Namespace) -> int:
         f"cache      {'kept for %g s' % told['cache_ttl'] if told['cache_ttl'] else 'never'}\n"  # noqa: UP031 - %g drops the .0
         f"tokens     {told['input_tokens']} in, at most {told['max_output_tokens']} out\n"
     )
+    for alias in told["not_asked"]:
+        sys.stdout.write(f"not asked  {alias}, which classifies what the others are not sure of\n")
     for rung in told["rungs"]:
         sys.stdout.write(f"at most    {rung['model']}: {rung['most'] or 'cost unknown'}\n")
     return 0
@@ -70,7 +73,9 @@ async def _explain(built: Deployment, task: Task) -> dict[str, Any]:
         "task": found.label,
         "confidence": found.confidence,
         "classifier": found.classifier,
+        "not_asked": [one.llm for one in built.settings.classifier if isinstance(one, LlmOf)],
         "risks": sorted(found.risks),
+        "evidence": [one._asdict() for one in found.evidence],
         "threshold": decision.threshold,
         "reason": decision.reason,
         "rungs": [
@@ -83,6 +88,11 @@ async def _explain(built: Deployment, task: Task) -> dict[str, Any]:
         "input_tokens": tokens,
         "max_output_tokens": limit,
     }
+
+
+def _risk(name: str, evidence: list[dict[str, Any]]) -> str:
+    kinds = [Evidence(**one).told for one in evidence if one["risk"] == name]
+    return f"{name} by {', '.join(kinds)}" if kinds else name
 
 
 def _most(built: Deployment, alias: str, tokens: int, limit: int | None) -> str | None:

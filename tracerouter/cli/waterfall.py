@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _BAR: Final = 28
 """Columns of the time axis."""
-_RUNGS: Final = frozenset(role.value for role in Role)
+_RUNGS: Final = frozenset(role.value for role in Role if role is not Role.CLASSIFY)
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 
 
@@ -89,6 +89,11 @@ def _detail(note: Mapping[str, Any]) -> str:
     if note["name"] == "classify":
         parts.append(f"{told[names.LABEL]} {told[names.CONFIDENCE]:.2f}")
         parts += [f"risks {', '.join(told[names.RISKS])}"] if names.RISKS in told else []
+        parts += [
+            f"{', '.join(event[names.RISKS])} by {', '.join(event['evidence'])}"
+            for event in note["events"]
+            if event["name"] == names.RISK_EVENT
+        ]
     if names.FALLBACK_REASON in told and note["name"] == "fallback":
         parts.append(f"{told[names.FALLBACK_FROM]} → {told[names.FALLBACK_TO]}: {told[names.FALLBACK_REASON]}")
     if note["name"] == "validate":
@@ -103,7 +108,7 @@ def _detail(note: Mapping[str, Any]) -> str:
     if names.ERROR_TYPE in told:
         said = note.get("status_message")
         parts.append(f"ERROR {told[names.ERROR_TYPE]}{f' ({said})' if said else ''}")
-    parts += [_event(event) for event in note["events"]]
+    parts += [_event(event) for event in note["events"] if event["name"] != names.RISK_EVENT]
     return "; ".join(parts)
 
 

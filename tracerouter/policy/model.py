@@ -192,7 +192,9 @@ class RiskPolicy(Written):
 
     min_confidence: Probability | None = None
     start: str | None = None
-    match: list[Pattern] = Field(default=[], description="Regular expressions that raise this risk")
+    match: list[Pattern] = Field(default=[], description="Regular expressions that raise this risk, too")
+    tasks: list[str] = Field(default=[], description="Labels that raise this risk, too")
+    detect: bool = Field(default=True, description="Whether the packaged detection looks for it")
     cache: Annotated[TaskCache | None, BeforeValidator(_never, json_schema_input_type=Literal["never"])] = None
     review: NotYet = None
 
@@ -241,6 +243,16 @@ class PolicyFile(Written):
         if isinstance(tasks, dict):
             found = {**found, "tasks": {label: _aged(task, labels) for label, task in tasks.items()}}
         return _aged(found, labels)
+
+    @model_validator(mode="after")
+    def _risky_tasks_are_tasks(self) -> Self:
+        for name, risk in self.risks.items():
+            for label in risk.tasks:
+                if label not in self.tasks:
+                    msg = "{name}.tasks: {label} is none of the tasks{nearest}"
+                    told = {"name": name, "label": repr(label), "nearest": nearest(label, self.tasks)}
+                    raise PydanticCustomError("not_known", msg, {"key": "risks", **told})
+        return self
 
     @model_validator(mode="after")
     def _starts_stand_on_a_ladder(self) -> Self:
@@ -301,7 +313,6 @@ class Policy:
     freshness: Mapping[str, float]
     """How old an answer may be (seconds), by the names that tasks and callers use."""
     label_patterns: Mapping[str, tuple[str, ...]] = field(repr=False)
-    risk_patterns: Mapping[str, tuple[str, ...]] = field(repr=False)
     source: str
     """The file it was read from."""
     salt: str = field(repr=False)
@@ -344,7 +355,6 @@ class Policy:
             normal=normal,
             freshness=written.freshness,
             label_patterns={label: tuple(task.match) for label, task in written.tasks.items() if task.match},
-            risk_patterns={str(name): tuple(risk.match) for name, risk in written.risks.items() if risk.match},
             source=source,
             salt=salt,
         )

@@ -1,4 +1,4 @@
-"""What was spent: one entry an attempt, summed by day, tenant, team, user and role."""
+"""What was spent: one entry an attempt or classifier's call, summed by day, tenant, team, user and role."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ if TYPE_CHECKING:
 
 _INSERT: Final = "INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _SUMS: Final = (
-    "coalesce(sum(cost_nanos), 0), coalesce(sum(requests), 0), coalesce(sum(input_tokens + output_tokens), 0)"
+    "coalesce(sum(cost_nanos), 0), coalesce(sum(requests) FILTER (WHERE role <> 'classify'), 0), "
+    "coalesce(sum(input_tokens + output_tokens), 0)"
 )
 _LEADERS: Final = 20
 
 
 class Spend(NamedTuple):
-    """What was spent in a period: nano-dollars of known cost, attempts, tokens both ways."""
+    """What was spent in a period: nano-dollars of known cost, attempts, tokens both ways.
+
+    A classifier's call (role ``classify``) costs, but is no attempt.
+    """
 
     cost_nanos: int
     requests: int

@@ -99,6 +99,7 @@ FIELDS: Final = (
     Field("fallback_reason", str, names.FALLBACK_REASON),
     Field("attempt_count", int, names.ATTEMPTS, "attempts", "attempts", read=lambda r: len(r.attempts)),
     Field("attempts", tuple, read=lambda r: tuple(tried.told() for tried in r.attempts) or None),
+    Field("classifier_calls", tuple, read=lambda r: tuple(call.told() for call in r.classifier_calls) or None),
     Field("error_type", str, names.ERROR_TYPE),
     Field("prompt", str),
     Field("answer", str),
@@ -112,6 +113,7 @@ _STAGE: Final = {
     names.ERROR_TYPE: str,
 }
 _RUNG: Final = {names.COST_SOURCE: str}
+"""Of the stages that ask a model."""
 
 SPAN_ATTRIBUTES: Final[dict[str, dict[str, type]]] = {
     "server": {
@@ -123,7 +125,7 @@ SPAN_ATTRIBUTES: Final[dict[str, dict[str, type]]] = {
     "cache": _STAGE | {
         names.CACHE_LAYER: str, names.CACHE_STATUS: str, names.CACHE_KEY_HASH: str, names.CACHE_AGE: float,
     },
-    "classify": _STAGE | {
+    "classify": _STAGE | _RUNG | {
         names.LABEL: str, names.CONFIDENCE: float, names.RISKS: tuple, names.CLASSIFIER: str,
         names.CLASSIFIER_VERSION: str, names.CLASSIFIER_CACHED: bool,
     },
@@ -228,13 +230,14 @@ def _measure_stages(record: Record, keep: str | None, m: Instruments) -> None:
 
 
 def _measure_attempts(record: Record, task: str | None, m: Instruments) -> None:
+    for called in (*record.classifier_calls, *record.attempts):
+        m.tokens.add(called.input_tokens, called.model, "input")
+        m.tokens.add(called.output_tokens, called.model, "output")
+        if called.cost_nanos is not None:
+            m.cost.add(called.cost_nanos, called.model, called.role, task, called.cost_source, record.arm)
     before: Tried | None = None
     for tried in record.attempts:
         m.attempts.add(1, tried.model, tried.role, tried.failure)
-        m.tokens.add(tried.input_tokens, tried.model, "input")
-        m.tokens.add(tried.output_tokens, tried.model, "output")
-        if tried.cost_nanos is not None:
-            m.cost.add(tried.cost_nanos, tried.model, tried.role, task, tried.cost_source, record.arm)
         if before is not None:
             m.fallbacks.add(1, before.model, tried.model, before.failure, task, record.arm)
         before = tried

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
-    """One attempt, as the record tells it."""
+    """One attempt, or one classifier's call of a model, as the record tells it."""
 
     model: str
     role: str
@@ -111,6 +111,8 @@ class Record:
     fallback_to: str | None
     fallback_reason: str | None
     attempts: tuple[Tried, ...]
+    classifier_calls: tuple[Tried, ...]
+    """The models that classifiers asked."""
     error_type: str | None
     prompt: str | None
     answer: str | None
@@ -143,6 +145,7 @@ class Draft:
         "_user",
         "attempts",
         "classification",
+        "classifier_calls",
         "decision",
         "hit",
         "policy",
@@ -174,6 +177,7 @@ class Draft:
         self.classification: Classification | None = None
         self.decision: Decision | None = None
         self.attempts: list[Attempt] = []
+        self.classifier_calls: list[Attempt] = []
         self._finish = finish
         self._providers = providers
         self._baseline = baseline
@@ -214,6 +218,12 @@ class Draft:
             return self.attempts[-2].reason or Reason.PROVIDER_ERROR
         return self.decision.reason if self.decision else Reason.INTERNAL
 
+    def bill_classifying(self, stage: Note) -> None:
+        """Note on the ``classify`` stage what the models that classifiers asked have used, if there were any."""
+        if self.classifier_calls:
+            stage.usage, stage.cost_nanos, source = _summed(self.classifier_calls)
+            stage.attributes[names.COST_SOURCE] = source.value
+
     def end(self, status: Status, reason: Reason, completion: Completion | None = None) -> Outcome:
         """Close the ``route`` note, build the Record, tell it everywhere, and return the Outcome."""
         self._done = True
@@ -223,12 +233,20 @@ class Draft:
         self._note.__exit__(None, None, None)
         told = self._finish(self._record(status, reason, completion))
         return Outcome(
-            status, reason, self.request_id, told.facts, told.headers, told.keep, completion, tuple(self.attempts)
+            status,
+            reason,
+            self.request_id,
+            told.facts,
+            told.headers,
+            told.keep,
+            completion,
+            tuple(self.attempts),
+            tuple(self.classifier_calls),
         )
 
     def _record(self, status: Status, reason: Reason, completion: Completion | None) -> Record:
         note, attempts, decision, found = self._note, self.attempts, self.decision, self.classification
-        usage, cost, source = _summed(attempts)
+        usage, cost, source = _summed([*self.classifier_calls, *attempts])
         note.usage, note.cost_nanos = usage, cost
         last = attempts[-1] if attempts else None
         fell_back = last is not None and last.rung.role is Role.FALLBACK
@@ -279,6 +297,7 @@ class Draft:
             fallback_to=last.rung.alias if last and fell_back else None,
             fallback_reason=attempts[-2].reason.value if fell_back and attempts[-2].reason else None,
             attempts=tuple(_tried(attempt) for attempt in attempts),
+            classifier_calls=tuple(_tried(call) for call in self.classifier_calls),
             error_type=note.error_type,
             prompt=self.task.text if self.timeline.capture else None,
             answer=completion.text if self.timeline.capture and completion else None,

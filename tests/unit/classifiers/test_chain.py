@@ -82,3 +82,10 @@ async def test_a_cancelled_request_is_not_passed_over() -> None:
     """Cancellation is not a classifier's failure and goes through."""
     with pytest.raises(asyncio.CancelledError):
         await Chain([Broken(asyncio.CancelledError), Fixed("b", 0.9)]).classify(TASK)
+
+
+async def test_only_an_unsure_answer_without_a_failed_classifier_is_partial() -> None:
+    """Where one failed, an unsure answer says that asking again may tell more; a sure one is as good as any."""
+    assert (await Chain([Broken(), Fixed("b", 0.5)]).classify(TASK)).partial
+    assert not (await Chain([Broken(), Fixed("b", 0.9)]).classify(TASK)).partial
+    assert not (await Chain([Fixed("other", 0), Fixed("b", 0.5)]).classify(TASK)).partial

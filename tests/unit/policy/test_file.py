@@ -250,6 +250,11 @@ def test_an_unknown_alias_is_named_with_its_place() -> None:
         ),
         ("tasks: {x: {match: ['(open']}}", "tasks.x.match.0: found '(open', which is no regular expression"),
         ("risks: {legl: {}}", "risks.legl: found 'legl' (did you mean 'legal'?)"),
+        (
+            "tasks: {review: {}}\nrisks: {legal: {tasks: [reviw]}}",
+            "policy.yaml:3: risks: legal.tasks: 'reviw' is none of the tasks (did you mean 'review'?)",
+        ),
+        ("risks: {legal: {detect: perhaps}}", "risks.legal.detect: found 'perhaps'"),
     ],
 )
 def test_what_a_policy_names_must_be_there(tmp_path: Path, more: str, said: str) -> None:

@@ -177,3 +177,10 @@ async def test_few_tenants_have_no_others(store: SqliteStore) -> None:
     await booked(store, *(entry(f"r{number}", 1, tenant=f"t{number}") for number in range(20)))
     assert len(made.tenant_spend()) == 40
     assert "other" not in {tenant for (tenant, _), _ in made.tenant_spend()}
+
+
+async def test_a_classifiers_call_costs_but_is_no_attempt(store: SqliteStore) -> None:
+    """What a classifier asks is spent like any other money, and counts for no limit on requests."""
+    made = await booked(store, entry("r", 100), entry("r", 7, attempt=2, role=Role.CLASSIFY))
+    assert made.spent("day", NOON)[:2] == (107, 1)
+    assert made.spent("day", NOON, role="classify")[:2] == (7, 0)
