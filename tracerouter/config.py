@@ -60,6 +60,9 @@ class AnyModel(Written):
     price: PriceOf | None = Field(default=None, description="USD per million tokens")
 
 
+Vision = Annotated[bool, Field(description="Whether it takes images")]
+
+
 class OpenAIModel(AnyModel):
     """A model behind OpenAI's API, or behind any server that speaks it."""
 
@@ -67,6 +70,7 @@ class OpenAIModel(AnyModel):
     model: str
     base_url: AnyHttpUrl = AnyHttpUrl("https://api.openai.com/v1")
     api_key: SecretStr | None = None
+    vision: Vision = True
 
 
 class LocalModel(AnyModel):
@@ -101,6 +105,7 @@ class SimulatedModel(AnyModel):
     failures: list[str] = Field(default=[], description="Cycled through, a word a call: ok 429 500 timeout garbage …")
     answers: list[Answer] = []
     seed: int = 0
+    vision: Vision = True
 
 
 class HandlerModel(Written):
@@ -117,6 +122,7 @@ class CustomModel(AnyModel):
     provider: str = Field(pattern=r"^[\w.]+:\w+$")
     model: str = "custom"
     options: dict[str, Any] = {}
+    vision: Vision = True
 
 
 _PROVIDERS = ("openai", "local", "simulated", "handler")
@@ -321,7 +327,7 @@ def _model(alias: str, found: Any, session: Callable[[], aiohttp.ClientSession])
     told: dict[str, Any] = {"alias": alias, "name": found.model}
     if isinstance(found, HandlerModel):
         return Model(**told, provider=HandlerProvider(), kind="handler", price=price, timeout=None)
-    told |= {"timeout": found.timeout, "retries": found.retries}
+    told |= {"timeout": found.timeout, "retries": found.retries, "vision": getattr(found, "vision", False)}
     if isinstance(found, OpenAIModel):
         url = urlsplit(str(found.base_url))
         own = url.hostname == "api.openai.com"

@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from tracerouter.cache import output_key, prompt_hash
-from tracerouter.errors import CallerGone, ProviderError, ProviderTimeout, UnknownModel, nearest, place
+from tracerouter.errors import BadRequest, CallerGone, ProviderError, ProviderTimeout, UnknownModel, nearest, place
 from tracerouter.policy import decide
 from tracerouter.providers import HandlerProvider, Model, compose
 from tracerouter.telemetry import Telemetry, names
@@ -120,7 +120,8 @@ class Router:
         ladder, tap = self._ladder(task), _Tap(sink)
         deadline = asyncio.get_running_loop().time() + (task.timeout or self._timeout)
         with self._draft(task, ladder) as draft:
-            pinned = self._pinned(task)
+            pinned = self._able(task, self._pinned(task))
+            ladder = ladder if pinned else self._able(task, ladder)
             hit = await self._look_up(task, draft)
             if hit.fresh:
                 return await self._answer(Status.CACHED, Reason.CACHE_HIT, hit.completion, tap, draft)
@@ -145,9 +146,10 @@ class Router:
         Raises:
             BadRequest: The task itself is wrong.
         """
-        pinned = self._pinned(task)
+        pinned = self._able(task, self._pinned(task))
+        ladder = self._ladder(task) if pinned else self._able(task, self._ladder(task))
         found = await self._found(task, asyncio.get_running_loop().time() + self._timeout)
-        return found, self._decision(task, found, self._ladder(task), pinned)
+        return found, self._decision(task, found, ladder, pinned)
 
     def ended_at_handler(self, outcome: Outcome) -> bool:
         """Return whether the wrapped service had the last word."""
@@ -171,14 +173,23 @@ class Router:
         """The models that a caller may name."""
         return [alias for alias in self.models if alias not in self._handlers]
 
-    def _pinned(self, task: Task) -> str | None:
+    @property
+    def names(self) -> list[str]:
+        """What a caller may ask for as its ``model``: ``auto``, the ladders that have a name, the models."""
+        return [AUTO, *self.policy.ladders, *self.aliases]
+
+    def _pinned(self, task: Task) -> tuple[str, ...]:
+        """Return the rungs that the caller asks for by name; none where the router chooses."""
         if task.model == AUTO:
-            return None
+            return ()
+        if task.model in self.policy.ladders:
+            named = self.policy.ladders[task.model]
+            return named if task.handler is not None else tuple(a for a in named if a not in self._handlers)
         if task.model in self.aliases:
-            return task.model
+            return (task.model,)
         if task.handler is not None:  # the wrapped service has model names of its own
-            return None
-        known = [AUTO, *self.aliases]
+            return ()
+        known = self.names
         msg = f"there is no model {task.model[:64]!r}{nearest(task.model, known)}; known are {', '.join(known)}"
         raise UnknownModel(msg, "model")
 
@@ -190,6 +201,28 @@ class Router:
         if ladder == self.policy.ladder and self._handlers.isdisjoint(ladder):
             return (*ladder, next(iter(self._handlers)))
         return ladder
+
+    def _able(self, task: Task, aliases: tuple[str, ...]) -> tuple[str, ...]:
+        """Return those that can serve the request; a wrapped service's handler says that for itself.
+
+        Raises:
+            BadRequest: There are some, and none of them can.
+        """
+        too_many, images = task.choices > self.policy.max_choices, task.has_images
+        if not (too_many or images):
+            return aliases
+        able = tuple(
+            alias
+            for alias in aliases
+            if alias in self._handlers or not (too_many or (images and not self.models[alias].vision))
+        )
+        if aliases and not able and too_many:
+            msg = f"`n` must be a whole number from 1 to {self.policy.max_choices}, not {task.choices}"
+            raise BadRequest(msg, "n")
+        if aliases and not able:
+            msg = "`messages` hold an image, and no model that may answer them takes images"
+            raise BadRequest(msg, "messages")
+        return able
 
     def _draft(self, task: Task, ladder: Sequence[str]) -> Draft:
         top = self.models[ladder[-1]].price if ladder else None
@@ -240,12 +273,12 @@ class Router:
         return Classification(task.hint, 1.0, found.risks, "hint")  # a caller knows the task, but can't deny a risk
 
     def _decide(
-        self, task: Task, found: Classification, ladder: Sequence[str], pinned: str | None, draft: Draft
+        self, task: Task, found: Classification, ladder: Sequence[str], pinned: tuple[str, ...], draft: Draft
     ) -> Decision:
         draft.decision = self._decision(task, found, ladder, pinned)
         return draft.decision
 
-    def _decision(self, task: Task, found: Classification, ladder: Sequence[str], pinned: str | None) -> Decision:
+    def _decision(self, task: Task, found: Classification, ladder: Sequence[str], pinned: tuple[str, ...]) -> Decision:
         limit = self.policy.task(found.label).max_input_tokens
         tokens = count_request(task.body) if limit is not None else 0
         return decide(found, task.caller, self.policy, ladder=ladder, pinned=pinned, input_tokens=tokens)

@@ -57,6 +57,7 @@ class Reason(StrEnum):
     TIER = "tier"
     TOO_LONG = "too_long"
     PINNED = "pinned"
+    UNSUPPORTED = "unsupported"
     CACHE_HIT = "cache_hit"
     # why a fallback
     SCHEMA_INVALID = "schema_invalid"
@@ -183,6 +184,19 @@ class Task:
     def wants_json(self) -> bool:
         """Whether the caller's ``response_format`` is ``json_object`` (any object will do)."""
         return (self.body.get("response_format") or {}).get("type") == "json_object"
+
+    @property
+    def has_images(self) -> bool:
+        """Whether a message holds an image."""
+        parts = (
+            part for message in self.messages if isinstance(message.get("content"), list) for part in message["content"]
+        )
+        return any(part.get("type") == "image_url" for part in parts)
+
+    @property
+    def choices(self) -> int:
+        """How many answers are asked for (``n``)."""
+        return self.body.get("n") or 1
 
     @property
     def max_output_tokens(self) -> int | None:

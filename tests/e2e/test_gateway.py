@@ -30,8 +30,12 @@ async def upstream() -> AsyncIterator[Upstream]:
 @pytest.fixture
 async def gateway(tmp_path: Path, upstream: Upstream) -> AsyncIterator[Gateway]:
     """A gateway in front of it."""
-    policy = {"tasks": {"sql": {"start": "large"}}, "risks": {"pii": {"match": ["secret"], "cache": "never"}}}
-    async with Gateway(write(tmp_path, openai_models(upstream.url, timeout=1), policy)) as running:
+    policy = {
+        "ladders": {"careful": ["large"]},
+        "tasks": {"sql": {"start": "large"}},
+        "risks": {"pii": {"match": ["secret"], "cache": "never"}},
+    }
+    async with Gateway(write(tmp_path, openai_models(upstream.url, timeout=1, vision=False), policy)) as running:
         yield running
 
 
@@ -106,7 +110,7 @@ async def test_openai_sdk(gateway: Gateway) -> None:
     with pytest.raises(openai.RateLimitError) as limited:
         await client.chat.completions.create(model="auto", messages=failing)
     assert limited.value.response.headers["retry-after"] == "3"
-    assert [model.id async for model in client.models.list()] == ["auto", "small", "large"]
+    assert [model.id async for model in client.models.list()] == ["auto", "careful", "small", "large"]
     await client.close()
 
 
@@ -173,6 +177,13 @@ BAD: dict[str, tuple[Any, int, str | None]] = {
     ),
     "an unknown model": (asking("a") | {"model": "gpt-9"}, 404, "model"),
     "a model that is no string": (asking("a") | {"model": 7}, 400, "model"),
+    "an image for models that take none": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},
+        400,
+        "messages",
+    ),
+    "n of 100": (asking("a", n=100), 400, "n"),
+    "n of 0": (asking("a", n=0), 400, "n"),
     "2 MB": (asking("a " * 1_000_000), 413, "messages"),
 }
 

@@ -21,7 +21,7 @@ def decide(  # noqa: PLR0913 - all that a decision may depend on, and nothing el
     policy: Policy,
     *,
     ladder: Sequence[str],
-    pinned: str | None = None,
+    pinned: tuple[str, ...] = (),
     input_tokens: int = 0,
 ) -> Decision:
     """Choose the rungs to try.
@@ -32,7 +32,7 @@ def decide(  # noqa: PLR0913 - all that a decision may depend on, and nothing el
         policy: The rules.
         ladder: The rungs that this caller may use (:meth:`Policy.ladder_of`), less those that can't serve this
             request, and with the wrapped service last where there is one.
-        pinned: The alias that the caller asks for by name.
+        pinned: The rungs that the caller asks for by name, of an alias or of a ladder.
         input_tokens: Of the request; 0 where no rule needs them.
 
     Returns:
@@ -43,11 +43,12 @@ def decide(  # noqa: PLR0913 - all that a decision may depend on, and nothing el
     tier = policy.tiers.get(caller.tier) if caller.tier else None
     bound = tier.ladder if tier else None
     rungs: tuple[Rung, ...] = ()
-    if pinned is not None:
-        reason = Reason.NOT_ALLOWED if bound and pinned not in bound else Reason.PINNED
+    if pinned:
+        reason = Reason.NOT_ALLOWED if bound and not {*pinned} <= {*bound} else Reason.PINNED
         if reason is Reason.PINNED:
-            is_last = len(ladder) > 1 and pinned == ladder[-1]
-            rungs = (Rung(pinned, Role.EXPENSIVE if is_last else Role.CHEAP),)
+            is_last = len(ladder) > 1 and pinned[0] == ladder[-1]
+            first = Rung(pinned[0], Role.EXPENSIVE if is_last else Role.CHEAP)
+            rungs = (first, *(Rung(alias, Role.FALLBACK) for alias in pinned[1:]))
     elif not ladder:
         reason = Reason.NO_RUNG_LEFT
     else:
@@ -56,10 +57,14 @@ def decide(  # noqa: PLR0913 - all that a decision may depend on, and nothing el
             start = ladder[-1]
             if bound and policy.ladder[-1] not in bound:
                 reason = Reason.TIER
-        elif start == _FIRST:
-            start = ladder[0]
         elif start not in ladder:
-            start, reason = ladder[-1], Reason.TIER
+            own = policy.ladder_of(caller)
+            if start != _FIRST and start not in own:
+                start, reason = ladder[-1], Reason.TIER
+            else:
+                wanted = own[own.index(start) if start else 0 :]
+                start = next((alias for alias in wanted if alias in ladder), ladder[-1])
+                reason = reason if start == wanted[0] else Reason.UNSUPPORTED
         rungs = _rungs(tuple(ladder), start)
     rules = rule.rules
     if any(policy.risks[risk].cache is not None for risk in classification.risks if risk in policy.risks):

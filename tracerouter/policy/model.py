@@ -49,6 +49,15 @@ def _no_rung_twice(ladder: list[str]) -> list[str]:
 
 Ladder = Annotated[list[str], Field(min_length=1), AfterValidator(_no_rung_twice)]
 
+
+def _not_auto(found: str) -> str:
+    if found == "auto":
+        raise PydanticCustomError("taken", "a ladder can't be called auto, which is `ladder` itself")
+    return found
+
+
+LadderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$"), AfterValidator(_not_auto)]
+
 RISKS: tuple[str, ...] = get_args(Risk)
 
 
@@ -121,7 +130,9 @@ class PolicyFile(Written):
     version: Annotated[int, Field(ge=1)] = 1
     ladder: Ladder = Field(description="Model aliases, the cheapest first")
     min_confidence: Probability = 0.70
+    ladders: dict[LadderName, Ladder] = Field(default={}, description="Others, that a caller asks for as its `model`")
     max_output_tokens: Tokens = Field(default=1024, description="Sent to the model, so that its answer has a bound")
+    max_choices: Annotated[int, Field(ge=1, le=128)] = Field(default=8, description="The most `n` that is taken")
     checks: list[str] = Field(default=["empty"], alias="validate", description="Validators of every answer")
     cache: CacheRule = CachePolicy()
     tasks: dict[str, TaskPolicy] = {}
@@ -170,6 +181,10 @@ class Policy:
     """Who shares a cached answer: ``tenant`` or ``user``."""
     label_patterns: Mapping[str, tuple[str, ...]] = field(repr=False)
     risk_patterns: Mapping[str, tuple[str, ...]] = field(repr=False)
+    ladders: Mapping[str, tuple[str, ...]]
+    """Those that a caller may ask for by name."""
+    max_choices: int
+    """The most ``n`` that is taken."""
     source: str
     """The file it was read from."""
     salt: str = field(repr=False)
@@ -189,7 +204,7 @@ class Policy:
         special = {label: replace(rule.rules, cache_ttl=None) for label, rule in tasks.items()}
         changing = [
             [usual, {label: rules for label, rules in special.items() if rules != usual}],
-            [written.ladder, {name: tier.ladder for name, tier in tiers.items()}],
+            [written.ladder, {name: tier.ladder for name, tier in tiers.items()}, written.ladders],
         ]
         salt = blake2b(orjson.dumps(changing, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
         return cls(
@@ -203,6 +218,8 @@ class Policy:
             scope=written.cache.scope,
             label_patterns={label: tuple(task.match) for label, task in written.tasks.items() if task.match},
             risk_patterns={str(name): tuple(risk.match) for name, risk in written.risks.items() if risk.match},
+            ladders={name: tuple(ladder) for name, ladder in written.ladders.items()},
+            max_choices=written.max_choices,
             source=source,
             salt=salt,
         )
@@ -239,8 +256,10 @@ class Policy:
 
     def aliases(self) -> Iterator[tuple[str, str]]:
         """Yield each alias that is named, after the place where it is."""
-        for alias in self.ladder:
-            yield "ladder", alias
+        named = {f"ladders.{name}": ladder for name, ladder in self.ladders.items()}
+        for where, ladder in {"ladder": self.ladder, **named}.items():
+            for alias in ladder:
+                yield where, alias
         for label, rule in self.tasks.items():
             if rule.start:
                 yield f"tasks.{label}.start", rule.start
@@ -257,8 +276,11 @@ class Policy:
         """Check that every alias is one of `known`.
 
         Raises:
-            ConfigError: Names the place, the alias, and the nearest known one.
+            ConfigError: Names the place, the alias, and the nearest known one; or the ladder that is called as a model.
         """
+        for name in self.ladders.keys() & set(known):
+            msg = f"{self.source}: ladders.{name}: a model is called so too; a caller's `model` could mean either"
+            raise ConfigError(msg)
         for where, alias in self.aliases():
             if alias not in known:
                 msg = f"{self.source}: {where}: no model is called {alias!r}{nearest(alias, known)}"

@@ -48,6 +48,8 @@ class Model:
     """Further tries after a failure that may pass."""
     limit_field: str = "max_tokens"
     """The name under which it takes the bound on its answer."""
+    vision: bool = True
+    """Whether it takes images."""
     address: str | None = None
     port: int | None = None
 

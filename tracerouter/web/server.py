@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Protocol
 from aiohttp import web
 
 from tracerouter.errors import BadRequest, Unauthorized, place
-from tracerouter.router import AUTO
 from tracerouter.types import Caller
 from tracerouter.web import chat, errors, tracing
 from tracerouter.web.chat import REQUEST_ID
@@ -89,12 +88,9 @@ class _Gateway:
         return await chat.answer(request, self._router, task)
 
     async def models(self, request: web.Request) -> web.Response:
-        """``GET /v1/models``: ``auto`` and the aliases."""
+        """``GET /v1/models``: ``auto``, the ladders that have a name, and the models."""
         self._caller(request)
-        told = [
-            {"id": name, "object": "model", "created": 0, "owned_by": "tracerouter"}
-            for name in (AUTO, *self._router.aliases)
-        ]
+        told = [{"id": name, "object": "model", "created": 0, "owned_by": "tracerouter"} for name in self._router.names]
         return web.json_response({"object": "list", "data": told}, headers={"x-request-id": request[REQUEST_ID]})
 
     async def healthz(self, _: web.Request) -> web.Response:
