@@ -63,7 +63,8 @@ class Gateway:
         self.seen = Seen()
         self.router.telemetry.span_processors = [self.seen]
         self.router.telemetry.delay = 0  # what a test looks at is told at once
-        app = application(self.router, keys=self.built.keys, max_body=self.built.settings.max_body)
+        settings = self.built.settings
+        app = application(self.router, keys=self.built.keys, max_body=settings.max_body, keep_alive=settings.keep_alive)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=5)
         self.url = ""
 

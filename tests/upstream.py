@@ -91,7 +91,7 @@ _WORDS = re.compile(r"\s*\S+\s*")
 _TEXT = "The upstream answers in a few plain words."
 _BREAKING = frozenset({"cut", "cut_utf8", "drop", "hang_after", "error_after"})
 _CALLING = frozenset({"tool_call", "tool_calls"})
-_FLOOD = "and so on " * 800
+_FLOOD = "and so on\n" * 800
 _RAW = {
     "garbage": b"<html>It works!</html>",
     "bad_utf8": b'{"choices": [{"index": 0, "delta": {"content": "\xff"}, "message": {"content": "\xff"}}]}',
@@ -135,6 +135,8 @@ class Charge:
     @property
     def output(self) -> int:
         """Tokens."""
+        if self.step.startswith("flood"):  # too long to be counted as one; its pieces end where tokens do
+            return sum(map(bool, self.written)) * _count_flood()
         return count("".join(self.written))
 
     @property
@@ -544,6 +546,11 @@ class _Embedding(_Answering):
 def count(text: str) -> int:
     """Count the tokens of `text` in o200k_base."""
     return len(_encoding().encode_ordinary(text))
+
+
+@cache
+def _count_flood() -> int:
+    return count(_FLOOD)
 
 
 def count_input(messages: list[dict[str, Any]]) -> int:

@@ -219,6 +219,7 @@ class Settings(Written):
     keys: KeysOf | None = None
     telemetry: TelemetryOf = TelemetryOf()
     timeout: Positive = Field(default=120.0, description="A request's deadline, where the caller names none")
+    keep_alive: Positive = Field(default=15.0, description="Silence in a stream after which a comment is sent")
     max_body: Annotated[int, Field(ge=1024)] = Field(default=MAX_BODY_BYTES, description="Bytes")
     policy: Path
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import re
 import time
 from typing import TYPE_CHECKING, Any, Protocol
@@ -9,16 +11,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 import orjson
 from aiohttp import web
 
-from tracerouter.errors import BadRequest, CallerGone, TooLarge
+from tracerouter.errors import BadRequest, CallerGone, TooLarge, place
 from tracerouter.telemetry import current_traceparent, fresh_id
 from tracerouter.types import Freshness, Task
 from tracerouter.web import errors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Mapping
 
     from tracerouter.router import Router
     from tracerouter.types import Call, Caller, Completion, Meter, Outcome
+
+log = logging.getLogger(__name__)
 
 REQUEST_ID = web.RequestKey("tracerouter.request_id", str)
 """What to quote."""
@@ -82,21 +86,40 @@ async def read_task(
 
 
 async def answer(
-    request: web.Request, router: Router, task: Task, service: Service | None = None
+    request: web.Request,
+    router: Router,
+    task: Task,
+    service: Service | None = None,
+    *,
+    keep_alive: float | None = None,
 ) -> web.StreamResponse:
     """Route `task` and answer as OpenAI does: plain, or as server-sent events where the task asks for a stream.
 
     Where a wrapped `service` had the last word, its own response is the answer.
+
+    Args:
+        request: The HTTP request.
+        router: Where it goes.
+        task: What it asks.
+        service: The wrapped handler, if there is one; it may begin the response, so that nothing else may.
+        keep_alive: Seconds of silence in a stream after which a comment is sent. The first one settles the status: an
+            error after it is told in an event. None: no comments.
+
+    Raises:
+        BadRequest: The task itself is wrong, and nothing has been answered yet.
     """
     stream = _Stream(request, task, router.policy.id) if task.body.get("stream") else None
     try:
-        outcome = await router.route(task, stream.send if stream else None)
-    except BadRequest as error:
-        return errors.response(errors.of_bad_request(error), task.request_id or "")
+        routing = router.route(task, stream.send if stream else None)
+        outcome = await (stream.kept_alive(routing, keep_alive) if stream and keep_alive else routing)
     except CallerGone:
         if stream is None or stream.response is None:
             raise
         return stream.response
+    except Exception as error:
+        if stream is None or stream.response is None:
+            raise
+        return await stream.fail(error)
     if service is not None and service.response is not None and router.ended_at_handler(outcome):
         if not service.response.prepared:
             service.response.headers.update(outcome.headers)
@@ -129,25 +152,53 @@ class _Stream:
         self._id = task.request_id or ""
         self._with_usage = bool((task.body.get("stream_options") or {}).get("include_usage"))
         self._identity: dict[str, Any] = {}
+        self._starting = asyncio.Lock()
+        self._last = 0.0
         self.response: web.StreamResponse | None = None
 
     async def send(self, chunk: Mapping[str, Any]) -> None:
         """Write one chunk; waits while the client is slow."""
-        if self.response is None:
-            self._identity = _identity_of(chunk, self._id)
-            self.response = await self._start()
+        self._identity = self._identity or _identity_of(chunk, self._id)
         await self._write({**self._identity, **chunk})
+
+    async def kept_alive(self, routing: Awaitable[Outcome], interval: float) -> Outcome:
+        """Wait for the outcome; whenever `interval` seconds have passed in silence, write a comment."""
+        clock = asyncio.get_running_loop().time
+        self._last = clock()
+        routed = asyncio.ensure_future(routing)
+        try:
+            while not (await asyncio.wait({routed}, timeout=self._last + interval - clock()))[0]:
+                if clock() - self._last >= interval:
+                    await self._write_raw(b": waiting\n\n")
+        except BaseException:  # the caller left, or takes no more
+            routed.cancel()
+            await asyncio.gather(routed, return_exceptions=True)
+            raise
+        return routed.result()
 
     async def finish(self, outcome: Outcome) -> web.StreamResponse:
         """Write how it ended: finish reasons, usage where it was asked for, and the request's facts."""
-        response = self.response = self.response or await self._start()
-        completion = outcome.completion
-        if completion is None:
-            problem = errors.of_outcome(outcome)
-            told = orjson.loads(errors.body(problem, outcome.request_id)) | {"tracerouter": outcome.facts}
-            await self._write(told)
+        if outcome.completion is None:
+            await self._tell(errors.of_outcome(outcome), {"tracerouter": outcome.facts})
         else:
-            await self._finish_choices(completion, outcome)
+            await self._finish_choices(outcome.completion, outcome)
+        return await self._end()
+
+    async def fail(self, error: Exception) -> web.StreamResponse:
+        """Write what went wrong, where the status has been told already."""
+        if isinstance(error, BadRequest):
+            problem = errors.of_bad_request(error)
+        else:
+            log.error("request %s failed: %s", self._id, place(error))
+            problem = errors.INTERNAL
+        await self._tell(problem, {})
+        return await self._end()
+
+    async def _tell(self, problem: errors.Problem, facts: Mapping[str, Any]) -> None:
+        await self._write({**orjson.loads(errors.body(problem, self._id)), **facts})
+
+    async def _end(self) -> web.StreamResponse:
+        response = await self._started()
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response
@@ -164,6 +215,12 @@ class _Stream:
             last = {**last, "choices": [], "usage": completion.body.get("usage")}
         await self._write({**last, "tracerouter": outcome.facts})
 
+    async def _started(self) -> web.StreamResponse:
+        async with self._starting:
+            if self.response is None:
+                self.response = await self._start()
+            return self.response
+
     async def _start(self) -> web.StreamResponse:
         headers = {
             "content-type": "text/event-stream",
@@ -177,8 +234,12 @@ class _Stream:
         return response
 
     async def _write(self, chunk: Mapping[str, Any]) -> None:
-        if self.response is not None:
-            await self.response.write(b"data: " + orjson.dumps(chunk) + b"\n\n")
+        await self._write_raw(b"data: " + orjson.dumps(chunk) + b"\n\n")
+
+    async def _write_raw(self, content: bytes) -> None:
+        response = await self._started()
+        await response.write(content)
+        self._last = asyncio.get_running_loop().time()
 
 
 def _identity(completion: Completion, fallback: str) -> dict[str, Any]:

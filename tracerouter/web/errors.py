@@ -43,6 +43,9 @@ class Problem(NamedTuple):
         return _BY_STATUS.get(self.status, "server_error")
 
 
+INTERNAL = Problem(500, "something went wrong here", "internal")
+
+
 def of_bad_request(error: BadRequest) -> Problem:
     """Tell what is wrong with the request."""
     return Problem(error.status, error.message, error.code, error.param)

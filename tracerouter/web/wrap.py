@@ -10,7 +10,7 @@ from aiohttp import web
 from tracerouter.errors import BadRequest, ConfigError, RequestRejected, ServerFailed
 from tracerouter.router import Router
 from tracerouter.types import NANOS, Caller, Completion, Usage
-from tracerouter.web import chat, tracing
+from tracerouter.web import chat, errors, tracing
 from tracerouter.web.chat import REQUEST_ID
 
 if TYPE_CHECKING:
@@ -110,7 +110,10 @@ async def _routed(
         )
     except BadRequest:  # what we can't read, the service may: wrapping takes nothing away
         return await service.respond()
-    return await chat.answer(request, router, task, service)
+    try:
+        return await chat.answer(request, router, task, service)
+    except BadRequest as error:
+        return errors.response(errors.of_bad_request(error), request_id)
 
 
 async def _caller(request: web.Request, identify: Identify | None) -> Caller:
