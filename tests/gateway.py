@@ -38,7 +38,8 @@ class Seen(SpanProcessor):
 def write(folder: Path, models: Mapping[str, Any], policy: Mapping[str, Any], **settings: Any) -> Path:
     """Write the two files, and return the deployment's path."""
     told = {"models": models, "policy": "policy.yaml", "classifier": ["rules"], **settings}
-    (folder / "policy.yaml").write_text(yaml.safe_dump({"ladder": list(models), "min_confidence": 0, **policy}))
+    ladder = [alias for alias in models if alias not in policy.get("embeddings", ())]
+    (folder / "policy.yaml").write_text(yaml.safe_dump({"ladder": ladder, "min_confidence": 0, **policy}))
     path = folder / "tracerouter.yaml"
     path.write_text(yaml.safe_dump(told, sort_keys=False))
     return path
@@ -51,6 +52,12 @@ def openai_models(url: str, **more: Any) -> dict[str, Any]:
         "small": {**common, "model": "small-1", "price": {"input": "0.15", "output": "0.6"}},
         "large": {**common, "model": "large-1", "price": {"input": "2.5", "output": "10"}},
     }
+
+
+def embedding_model(url: str) -> dict[str, Any]:
+    """Return `embed`; put it behind the others, and its alias among the policy's `embeddings`."""
+    price = {"input": "0.02", "output": "0"}
+    return {"embed": {"provider": "openai", "base_url": url, "retries": 0, "model": "embed-1", "price": price}}
 
 
 class Gateway:

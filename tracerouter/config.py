@@ -31,7 +31,7 @@ from tracerouter.router import Router
 from tracerouter.store import DecisionLog, SqliteStore
 from tracerouter.telemetry import Keep, Telemetry, over_otlp, to_console
 from tracerouter.tokens import count
-from tracerouter.types import MAX_BODY_BYTES
+from tracerouter.types import EMBEDDINGS, MAX_BODY_BYTES
 from tracerouter.validators import Checks
 
 if TYPE_CHECKING:
@@ -395,7 +395,7 @@ def _telemetry(found: TelemetryOf, policy: Policy, store: SqliteStore) -> Teleme
     facts: dict[str, Any] = {
         "keep": keep,
         "decisions": DecisionLog(store),
-        "tasks": frozenset(policy.tasks),
+        "tasks": frozenset([*policy.tasks, *([EMBEDDINGS] if policy.embeddings else [])]),
         "secret": store.secret(),
         "hash_users": found.hash_users,
         "delay": TELEMETRY_DELAY,

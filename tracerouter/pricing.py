@@ -57,7 +57,8 @@ def known_price(provider: str, model: str) -> Price | None:
     except LookupError:
         return None
     prices = found.get_prices(datetime.now(UTC))
-    listed: list[Any] = [prices.input_mtok, prices.output_mtok, prices.cache_read_mtok]
+    output = Decimal(0) if prices.output_mtok is None and "embedding" in model else prices.output_mtok
+    listed: list[Any] = [prices.input_mtok, output, prices.cache_read_mtok]
     if None in listed[:2]:
         return None
     base = Price.per_million(*(getattr(price, "base", price) for price in listed))

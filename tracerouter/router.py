@@ -7,12 +7,22 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from tracerouter.cache import output_key, prompt_hash
-from tracerouter.errors import BadRequest, CallerGone, ProviderError, ProviderTimeout, UnknownModel, nearest, place
+from tracerouter.errors import (
+    BadRequest,
+    CallerGone,
+    ConfigError,
+    ProviderError,
+    ProviderTimeout,
+    UnknownModel,
+    nearest,
+    place,
+)
 from tracerouter.policy import decide
 from tracerouter.providers import HandlerProvider, Model, compose
 from tracerouter.telemetry import Telemetry, names
 from tracerouter.tokens import count_request
 from tracerouter.types import (
+    EMBEDDINGS,
     Attempt,
     Call,
     Classification,
@@ -24,6 +34,8 @@ from tracerouter.types import (
     Meter,
     Outcome,
     Reason,
+    Role,
+    Rules,
     Rung,
     Status,
     Task,
@@ -85,6 +97,10 @@ class Router:
     ) -> None:
         self.models: dict[str, Model] = {model.alias: model for model in models}
         policy.check_aliases(self.models)
+        for alias in policy.embeddings:
+            if EMBEDDINGS not in getattr(self.models[alias].provider, "operations", ()):
+                msg = f"{policy.source}: embeddings: the provider of {alias!r} makes none; `openai` does"
+                raise ConfigError(msg)
         self.policy = policy
         self.telemetry = telemetry or Telemetry()
         self._classifier = classifier
@@ -140,6 +156,32 @@ class Router:
                 escalation = _escalation(attempt, classification, hit)
             return draft.end(*_no_answer(decision, deadline))
 
+    async def embed(self, task: Task) -> Outcome:
+        """Have `task` (:meth:`Task.embeddings`) answered by the model that it names, and by no other.
+
+        Vectors of two models can't be compared, so there is nothing to route; trace, ledger and record are as ever.
+
+        Raises:
+            BadRequest: The model is none that embeds.
+        """
+        known, alias = self.policy.embeddings, task.model
+        deadline = asyncio.get_running_loop().time() + (task.timeout or self._timeout)
+        with self._draft(task, (alias,) if alias in known else ()) as draft:
+            if alias not in known:
+                told = f"known are {', '.join(known)}" if known else "policy's `embeddings` names none"
+                msg = f"there is no model {alias[:64]!r} for embeddings{nearest(alias, known)}; {told}"
+                raise UnknownModel(msg, "model")
+            allowed = alias in self.policy.embeddings_of(task.caller)
+            rungs = (Rung(alias, Role.CHEAP),) if allowed else ()
+            reason = Reason.PINNED if allowed else Reason.NOT_ALLOWED
+            draft.decision = decision = Decision(rungs, reason, EMBEDDINGS, 0.0, Rules(), self.policy.id)
+            for rung in rungs:
+                call = Call({**task.body, "model": self.models[alias].name}, deadline, operation=EMBEDDINGS)
+                attempt = await self._attempt(rung, call, (), _Tap(None), draft)
+                if attempt.accepted:
+                    return draft.end(Status.ANSWERED, reason, attempt.completion)
+            return draft.end(*_no_answer(decision, deadline))
+
     async def explain(self, task: Task) -> tuple[Classification, Decision]:
         """Say what would be decided for `task`, without calling a model of the ladder.
 
@@ -175,8 +217,8 @@ class Router:
 
     @property
     def names(self) -> list[str]:
-        """What a caller may ask for as its ``model``: ``auto``, the ladders that have a name, the models."""
-        return [AUTO, *self.policy.ladders, *self.aliases]
+        """What a chat may ask for as its ``model``: ``auto``, the ladders that have a name, the models."""
+        return [AUTO, *self.policy.ladders, *(a for a in self.aliases if a not in self.policy.embeddings)]
 
     def _pinned(self, task: Task) -> tuple[str, ...]:
         """Return the rungs that the caller asks for by name; none where the router chooses."""
@@ -185,7 +227,7 @@ class Router:
         if task.model in self.policy.ladders:
             named = self.policy.ladders[task.model]
             return named if task.handler is not None else tuple(a for a in named if a not in self._handlers)
-        if task.model in self.aliases:
+        if task.model in self.names:
             return (task.model,)
         if task.handler is not None:  # the wrapped service has model names of its own
             return ()
@@ -304,8 +346,8 @@ class Router:
                     completion = await model.complete(call, meter, draft.timeline, tap.live(validators))
                 finally:
                     _describe(stage, rung, call, meter)
-            if rung.alias in self._handlers:
-                verdict = Verdict()  # the service's own answer is passed on as it is
+            if rung.alias in self._handlers or call.operation == EMBEDDINGS:
+                verdict = Verdict()  # passed on as it is
             else:
                 verdict, completion = await self._validate(validators, completion, call.deadline, draft)
         except ProviderError as failed:

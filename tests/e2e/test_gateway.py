@@ -10,7 +10,7 @@ import aiohttp
 import openai
 import pytest
 
-from tests.gateway import CHAT, Gateway, nanos, openai_models, write
+from tests.gateway import CHAT, Gateway, embedding_model, nanos, openai_models, write
 from tests.upstream import Upstream
 from tracerouter.telemetry import Keep, names
 from tracerouter.telemetry.projections import SPAN_ATTRIBUTES
@@ -31,11 +31,13 @@ async def upstream() -> AsyncIterator[Upstream]:
 async def gateway(tmp_path: Path, upstream: Upstream) -> AsyncIterator[Gateway]:
     """A gateway in front of it."""
     policy = {
+        "embeddings": ["embed"],
         "ladders": {"careful": ["large"]},
         "tasks": {"sql": {"start": "large"}},
         "risks": {"pii": {"match": ["secret"], "cache": "never"}},
     }
-    async with Gateway(write(tmp_path, openai_models(upstream.url, timeout=1, vision=False), policy)) as running:
+    models = openai_models(upstream.url, timeout=1, vision=False) | embedding_model(upstream.url)
+    async with Gateway(write(tmp_path, models, policy)) as running:
         yield running
 
 
@@ -110,7 +112,7 @@ async def test_openai_sdk(gateway: Gateway) -> None:
     with pytest.raises(openai.RateLimitError) as limited:
         await client.chat.completions.create(model="auto", messages=failing)
     assert limited.value.response.headers["retry-after"] == "3"
-    assert [model.id async for model in client.models.list()] == ["auto", "careful", "small", "large"]
+    assert [model.id async for model in client.models.list()] == ["auto", "careful", "small", "large", "embed"]
     await client.close()
 
 
@@ -280,6 +282,10 @@ async def test_real_requests_emit_what_the_table_says(
         await response.read()
     async with http.post(gateway.url + CHAT, data=b"no JSON") as response:
         assert response.status == 400
+    for step in ("ok", "500"):
+        body = {"model": "embed", "input": f"embed [[{step}]]"}
+        async with http.post(f"{gateway.url}/v1/embeddings", json=body) as response:
+            await response.read()
     leaving = asyncio.create_task(post(http, gateway, asking("a [[hang]]")))
     seen = len(upstream.requests)
     await upstream.received(seen + 1)
@@ -295,7 +301,7 @@ async def test_real_requests_emit_what_the_table_says(
         for name, value in told.items():
             shape = tuple if isinstance(value, (list, tuple)) else type(value)
             assert issubclass(shape, SPAN_ATTRIBUTES[kind][name]), (kind, name, value)
-        if kind not in {"server", "chat"}:
+        if kind not in {"server", "chat", "embeddings"}:
             wanted = {names.TOKENS_INPUT, names.TOKENS_OUTPUT, names.COST, names.LATENCY}
             assert wanted <= set(told), kind
     never = {kind: set(table) - emitted[kind] for kind, table in SPAN_ATTRIBUTES.items()}

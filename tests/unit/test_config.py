@@ -79,7 +79,7 @@ async def test_the_readme_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "schemas").mkdir()
     (tmp_path / "schemas" / "ticket.json").write_text("{}")
     built = config.load(write(tmp_path, deployment, policy=policy))
-    assert built.router.aliases == ["small", "large", "house"]
+    assert built.router.names == ["auto", "careful", "small", "large", "house"]
     assert built.router.policy.id == "default@3"
     assert built.keys is not None
     assert len(built.keys) == 1

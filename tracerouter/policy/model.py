@@ -120,6 +120,7 @@ class TierPolicy(Written):
     """What holds for the callers of one tier."""
 
     ladder: Ladder | None = None
+    embeddings: list[str] | None = Field(default=None, description="Instead of the policy's")
     on_risk: OnRisk | None = None
 
 
@@ -131,6 +132,7 @@ class PolicyFile(Written):
     ladder: Ladder = Field(description="Model aliases, the cheapest first")
     min_confidence: Probability = 0.70
     ladders: dict[LadderName, Ladder] = Field(default={}, description="Others, that a caller asks for as its `model`")
+    embeddings: list[str] = Field(default=[], description="Model aliases that a request for embeddings may name")
     max_output_tokens: Tokens = Field(default=1024, description="Sent to the model, so that its answer has a bound")
     max_choices: Annotated[int, Field(ge=1, le=128)] = Field(default=8, description="The most `n` that is taken")
     checks: list[str] = Field(default=["empty"], alias="validate", description="Validators of every answer")
@@ -141,6 +143,16 @@ class PolicyFile(Written):
     windows: NotYet = None
     quotas: NotYet = None
     storm: NotYet = None
+
+    @model_validator(mode="after")
+    def _tiers_embed_with_what_there_is(self) -> Self:
+        for name, tier in self.tiers.items():
+            for alias in tier.embeddings or ():
+                if alias not in self.embeddings:
+                    msg = "tiers.{name}.embeddings: {alias} is not among the policy's `embeddings`{nearest}"
+                    told = {"name": name, "alias": repr(alias), "nearest": nearest(alias, self.embeddings)}
+                    raise PydanticCustomError("not_known", msg, told)
+        return self
 
     @model_validator(mode="after")
     def _starts_stand_on_a_ladder(self) -> Self:
@@ -183,6 +195,8 @@ class Policy:
     risk_patterns: Mapping[str, tuple[str, ...]] = field(repr=False)
     ladders: Mapping[str, tuple[str, ...]]
     """Those that a caller may ask for by name."""
+    embeddings: tuple[str, ...]
+    """The models that a request for embeddings may name, whatever the tier."""
     max_choices: int
     """The most ``n`` that is taken."""
     source: str
@@ -219,6 +233,7 @@ class Policy:
             label_patterns={label: tuple(task.match) for label, task in written.tasks.items() if task.match},
             risk_patterns={str(name): tuple(risk.match) for name, risk in written.risks.items() if risk.match},
             ladders={name: tuple(ladder) for name, ladder in written.ladders.items()},
+            embeddings=tuple(written.embeddings),
             max_choices=written.max_choices,
             source=source,
             salt=salt,
@@ -237,6 +252,11 @@ class Policy:
         """Return the rungs that the caller's tier allows."""
         tier = self.tiers.get(caller.tier) if caller.tier else None
         return tuple(tier.ladder) if tier and tier.ladder else self.ladder
+
+    def embeddings_of(self, caller: Caller) -> tuple[str, ...]:
+        """Return the models that the caller's tier may embed with."""
+        tier = self.tiers.get(caller.tier) if caller.tier else None
+        return self.embeddings if tier is None or tier.embeddings is None else tuple(tier.embeddings)
 
     @property
     def caches(self) -> bool:
@@ -257,7 +277,7 @@ class Policy:
     def aliases(self) -> Iterator[tuple[str, str]]:
         """Yield each alias that is named, after the place where it is."""
         named = {f"ladders.{name}": ladder for name, ladder in self.ladders.items()}
-        for where, ladder in {"ladder": self.ladder, **named}.items():
+        for where, ladder in {"ladder": self.ladder, **named, "embeddings": self.embeddings}.items():
             for alias in ladder:
                 yield where, alias
         for label, rule in self.tasks.items():

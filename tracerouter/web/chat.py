@@ -17,7 +17,7 @@ from tracerouter.types import Freshness, Task
 from tracerouter.web import errors
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from tracerouter.router import Router
     from tracerouter.types import Call, Caller, Completion, Meter, Outcome
@@ -54,10 +54,10 @@ async def read_task(
     caller: Caller,
     *,
     max_bytes: int,
-    request_id: str,
     handler: Service | None = None,
+    parse: Callable[..., Task] = Task.parse,
 ) -> Task:
-    """Read a chat completion request.
+    """Read a request, by default one for a chat completion.
 
     Raises:
         BadRequest: Names the field or header that is wrong.
@@ -67,20 +67,20 @@ async def read_task(
         raw = await request.read()
     except web.HTTPRequestEntityTooLarge:
         msg = f"the body is larger than the {max_bytes} bytes that are taken"
-        raise TooLarge(msg, "messages") from None
+        raise TooLarge(msg, "messages" if parse == Task.parse else "input") from None
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         msg = f"the body is no JSON: {error}"
         raise BadRequest(msg) from None
-    return Task.parse(
+    return parse(
         body,
         max_bytes=max_bytes,
         caller=caller,
         hint=_header(request, "x-tracerouter-task", _NAME),
         freshness=_freshness(request),
         timeout=_timeout(request),
-        request_id=request_id,
+        request_id=request[REQUEST_ID],
         handler=handler,
     )
 
@@ -126,18 +126,17 @@ async def answer(
         return service.response
     if stream is not None and (stream.response is not None or outcome.completion is not None):
         return await stream.finish(outcome)
-    if outcome.completion is None:
+    return plain(outcome, "chat.completion")
+
+
+def plain(outcome: Outcome, kind: str) -> web.Response:
+    """Make a plain answer, or tell why there is none; `kind` is its ``object``."""
+    completion = outcome.completion
+    if completion is None:
         return errors.response(errors.of_outcome(outcome), outcome.request_id, outcome.headers)
-    return web.Response(
-        body=orjson.dumps(plain(outcome.completion, outcome)),
-        headers=outcome.headers,
-        content_type="application/json",
-    )
-
-
-def plain(completion: Completion, outcome: Outcome) -> dict[str, Any]:
-    """Make the body of a plain answer."""
-    return {**_identity(completion, outcome.request_id), **completion.body, "tracerouter": outcome.facts}
+    identity = _identity_of(completion.body, outcome.request_id) if kind == "chat.completion" else {}
+    body = {**identity, "object": kind, **completion.body, "tracerouter": outcome.facts}
+    return web.Response(body=orjson.dumps(body), headers=outcome.headers, content_type="application/json")
 
 
 class _Stream:
@@ -240,10 +239,6 @@ class _Stream:
         response = await self._started()
         await response.write(content)
         self._last = asyncio.get_running_loop().time()
-
-
-def _identity(completion: Completion, fallback: str) -> dict[str, Any]:
-    return {**_identity_of(completion.body, fallback), "object": "chat.completion"}
 
 
 def _identity_of(body: Mapping[str, Any], fallback: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from aiohttp import web
 
 from tracerouter.errors import BadRequest, Unauthorized, place
-from tracerouter.types import Caller
+from tracerouter.types import Caller, Task
 from tracerouter.web import chat, errors, tracing
 from tracerouter.web.chat import REQUEST_ID
 
@@ -45,6 +45,7 @@ def application(
     gateway = _Gateway(router, keys, max_body, keep_alive)
     app = web.Application(client_max_size=max_body, middlewares=[gateway.around])
     app.router.add_post("/v1/chat/completions", gateway.chat_completions)
+    app.router.add_post("/v1/embeddings", gateway.embeddings)
     app.router.add_get("/v1/models", gateway.models)
     app.router.add_get("/healthz", gateway.healthz)
     app.router.add_get("/readyz", gateway.readyz)
@@ -88,13 +89,22 @@ class _Gateway:
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
         """``POST /v1/chat/completions``."""
         caller = self._caller(request)
-        task = await chat.read_task(request, caller, max_bytes=self._max_body, request_id=request[REQUEST_ID])
+        task = await chat.read_task(request, caller, max_bytes=self._max_body)
         return await chat.answer(request, self._router, task, keep_alive=self._keep_alive)
+
+    async def embeddings(self, request: web.Request) -> web.StreamResponse:
+        """``POST /v1/embeddings``: passed on to the model that it names."""
+        caller = self._caller(request)
+        task = await chat.read_task(request, caller, max_bytes=self._max_body, parse=Task.embeddings)
+        return chat.plain(await self._router.embed(task), "list")
 
     async def models(self, request: web.Request) -> web.Response:
         """``GET /v1/models``: ``auto``, the ladders that have a name, and the models."""
         self._caller(request)
-        told = [{"id": name, "object": "model", "created": 0, "owned_by": "tracerouter"} for name in self._router.names]
+        told = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "tracerouter"}
+            for name in (*self._router.names, *self._router.policy.embeddings)
+        ]
         return web.json_response({"object": "list", "data": told}, headers={"x-request-id": request[REQUEST_ID]})
 
     async def healthz(self, _: web.Request) -> web.Response:

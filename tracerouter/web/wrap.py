@@ -105,9 +105,7 @@ async def _routed(
     service = _Service(request, handler)
     caller = await _caller(request, identify)
     try:
-        task = await chat.read_task(
-            request, caller, max_bytes=request.client_max_size, request_id=request_id, handler=service
-        )
+        task = await chat.read_task(request, caller, max_bytes=request.client_max_size, handler=service)
     except BadRequest:  # what we can't read, the service may: wrapping takes nothing away
         return await service.respond()
     try:

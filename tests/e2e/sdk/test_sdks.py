@@ -14,7 +14,7 @@ from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from tests.e2e.sdk.clients import CLIENTS, KEY
-from tests.gateway import Gateway, openai_models, write
+from tests.gateway import Gateway, embedding_model, openai_models, write
 from tests.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -124,7 +124,8 @@ async def upstream() -> AsyncIterator[Upstream]:
 @pytest.fixture
 async def gateway(tmp_path: Path, upstream: Upstream) -> AsyncIterator[Gateway]:
     """A gateway in front of it."""
-    async with Gateway(write(tmp_path, openai_models(upstream.url, timeout=5), {})) as running:
+    models = openai_models(upstream.url, timeout=5) | embedding_model(upstream.url)
+    async with Gateway(write(tmp_path, models, {"embeddings": ["embed"]})) as running:
         yield running
 
 
@@ -156,6 +157,19 @@ async def test_a_feature_works_with_an_sdk(gateway: Gateway, upstream: Upstream,
             assert sent[name] == value
     if wanted.content:
         assert sent["messages"][0]["content"][1]["image_url"]["url"] == PIXEL
+
+
+@pytest.mark.parametrize("sdk", CLIENTS)
+async def test_embeddings_work_with_an_sdk(gateway: Gateway, upstream: Upstream, sdk: str) -> None:
+    """Each SDK gets its vectors, in whatever encoding it asks for, and they are charged as the upstream bills them."""
+    said = await CLIENTS[sdk].embed(f"{gateway.url}/v1", {"model": "embed", "input": ["one text", "another"]})
+    assert said.vectors == [[0.5] * 4, [1.5] * 4]
+    (charge,) = upstream.charges
+    assert said.usage in {None, (charge.input, 0)}  # langchain-openai keeps it to itself
+    assert upstream.requests[0].body["model"] == "embed-1"
+    (span,) = (span for span in gateway.seen.spans if span.name == "embeddings embed-1")
+    assert span.attributes
+    assert span.attributes["gen_ai.usage.input_tokens"] == charge.input
 
 
 RAISED: dict[str, tuple[dict[str, Any], int, str, str]] = {
