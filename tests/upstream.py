@@ -47,7 +47,7 @@ wrong [JSON]          answers that JSON, by default ``{"choices": []}``
 huge                  is larger than 10 MB
 context_too_long      400 with code context_length_exceeded
 NNN [TEXT]            that error status, with TEXT as its message; that of a 401 holds the key
-429 [WAIT]            with ``retry-after: WAIT``, or ``retry-after-ms`` where WAIT is like ``250ms``
+429 [WAIT], 503 WAIT  with ``retry-after: WAIT``, or ``retry-after-ms`` where WAIT is like ``250ms``
 ====================  =====================================================================================
 
 **The bill.** An error status costs nothing. All else costs the input and the output that was written, at the
@@ -297,10 +297,13 @@ class _Answering:
         return await (self._stream() if self._streams else self._plain())
 
     def _status(self, status: int, argument: str) -> web.Response:
+        wait = {"retry-after": argument} if argument.isdigit() else {}
+        if re.fullmatch(r"\d+ms", argument):
+            wait = {"retry-after-ms": argument.removesuffix("ms")}
+        if status == 503 and wait:
+            return self._error(503, "Overloaded.", headers=wait)
         if status == 429:
-            wait = {"retry-after": argument} if argument else {}
-            if re.fullmatch(r"\d+ms", argument):
-                wait = {"retry-after-ms": argument.removesuffix("ms")}
+            wait = {"retry-after": argument} if argument and not wait else wait
             return self._error(429, "Rate limit reached.", code="rate_limit_exceeded", headers=wait)
         told = argument or f"The upstream answers {status}."
         if status == 401:

@@ -119,6 +119,7 @@ async def test_openai_sdk(gateway: Gateway) -> None:
 @pytest.mark.parametrize(
     ("step", "status", "code"),
     [
+        ("503 9", 503, "no_rung_left"),
         ("500", 502, "no_rung_left"),
         ("hang", 504, "no_rung_left"),
         ("429 7", 429, "no_rung_left"),
@@ -137,6 +138,8 @@ async def test_when_every_rung_fails(
     assert headers["x-request-id"] in told["error"]["message"]
     assert "small: " in told["error"]["message"]
     assert headers["x-tracerouter-route"] == "failed"
+    assert headers.get("retry-after") == {"503 9": "9", "429 7": "7"}.get(step)
+    assert headers["x-should-retry"] == ("true" if "retry-after" in headers else "false")
     leaked = json.dumps(told) + str(dict(headers))
     assert not any(word in leaked for word in ("private words", "Traceback", "Bearer", "Incorrect API key"))
 
@@ -197,6 +200,7 @@ async def test_bad_input(http: aiohttp.ClientSession, gateway: Gateway, upstream
     found, headers, told = await post(http, gateway, body)
     assert (found, told["error"]["param"]) == (status, param), told
     assert headers["x-request-id"] in told["error"]["message"]
+    assert headers["x-should-retry"] == "false"
     assert len(told["error"]["message"]) < 600
     assert upstream.requests == []
     assert gateway.query("SELECT count(*) FROM entries") == [(0,)]

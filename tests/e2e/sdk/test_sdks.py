@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -210,6 +211,38 @@ async def test_an_error_is_the_sdks_own(
         said = await CLIENTS[sdk].chat(f"{gateway.url}/v1", FEATURES["plain"].request | changed)
     own = {"pydantic-ai": of_pydantic_ai, "curl": TYPES[status]}
     assert (said.status, said.error) == (status, own.get(sdk, raised))
+
+
+STORMS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "an upstream that is down": ("500", {}, 4),
+    "an upstream that hangs": ("hang", {}, 2),
+    "answers that are turned down": ("ok no JSON", {"response_format": JSON_SCHEMA}, 2),
+    "a request that is wrong": ("400 No.", {}, 2),
+}
+"""What the upstream does, what else is asked, and how often the upstream is tried for it."""
+
+
+@pytest.mark.parametrize("case", STORMS)
+@pytest.mark.parametrize("sdk", [sdk for sdk, client in CLIENTS.items() if "retries" not in client.lacks])
+async def test_a_retry_storm_ends_at_the_gateway(tmp_path: Path, upstream: Upstream, sdk: str, case: str) -> None:
+    """An SDK with 3 retries asks once: each of two rungs is tried, with its model's one retry, and no more."""
+    step, extra, tries = STORMS[case]
+    async with Gateway(write(tmp_path, openai_models(upstream.url, timeout=0.3, retries=1), {})) as gateway:
+        asked = {**FEATURES["plain"].request, **extra, "messages": [{"role": "user", "content": f"Go [[{step}]]"}]}
+        said = await CLIENTS[sdk].chat(f"{gateway.url}/v1", asked, retries=3)
+        assert said.error
+        assert len(upstream.requests) == tries
+        assert sum(span.name == "route default@1" for span in gateway.seen.spans) == 1
+
+
+@pytest.mark.parametrize("sdk", [sdk for sdk, client in CLIENTS.items() if "retries" not in client.lacks])
+async def test_a_rate_limit_is_waited_for(gateway: Gateway, upstream: Upstream, sdk: str) -> None:
+    """An SDK waits as long as the provider's ``retry-after`` says, and then has its answer."""
+    asked = {"model": "small", "messages": [{"role": "user", "content": "Go [[429 1 then ok Paris]]"}]}
+    started = time.monotonic()
+    said = await CLIENTS[sdk].chat(f"{gateway.url}/v1", asked, retries=3)
+    assert (said.error, said.texts, len(upstream.requests)) == (None, ["Paris"], 2)
+    assert time.monotonic() - started >= 1
 
 
 @pytest.mark.parametrize("sdk", CLIENTS)
