@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import tracerouter
+from tests.gateway import openai_models, write
+from tests.upstream import Upstream
 from tracerouter import Completion, Task
 from tracerouter.validators import Custom
 
@@ -17,6 +20,18 @@ def python_of(part: str) -> str:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     (found,) = (block for block in blocks if part in block)
     return str(found)
+
+
+async def test_the_client_middleware(tmp_path: Path) -> None:
+    """The call that the README shows is answered by the cheap model, and goes out where that fails."""
+    named: dict[str, Any] = {}
+    exec(python_of("client_middleware(router"), named)  # noqa: S102 - our own README
+    async with Upstream() as cheap, Upstream() as openai:
+        router = tracerouter.load(write(tmp_path, {"small": openai_models(cheap.url)["small"]}, {}))
+        assert await named["summary"]("[[ok briefly]]", router, openai.url) == "briefly"
+        assert await named["summary"]("[[small-1=500, gpt-5=ok at length]]", router, openai.url) == "at length"
+        await router.close()
+    assert len(openai.requests) == 1
 
 
 async def test_own_classifier_and_validator() -> None:

@@ -158,13 +158,13 @@ class _Service:
             failed = ServerFailed if status >= 500 else RequestRejected  # noqa: PLR2004
             msg = f"the wrapped handler answered {status}"
             raise failed(msg, status=status)
-        return _completion(response)
+        raw = response.body if isinstance(response, web.Response) else None  # what it streamed is gone
+        return completion_of(raw if isinstance(raw, bytes) else None)
 
 
-def _completion(response: web.StreamResponse) -> Completion:
-    """Read the handler's answer, as far as it can be read; what it streamed is gone."""
-    raw = response.body if isinstance(response, web.Response) else None
-    if not isinstance(raw, bytes):
+def completion_of(raw: bytes | None) -> Completion:
+    """Read a service's answer, as far as it can be read."""
+    if raw is None:
         return Completion.of("", model="handler")
     try:
         body = orjson.loads(raw)
