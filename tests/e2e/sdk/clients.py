@@ -19,12 +19,13 @@ from pydantic_ai import Embedder, ImageUrl, ModelAPIError, ModelHTTPError, ToolD
 from pydantic_ai.direct import model_request, model_request_stream
 from pydantic_ai.embeddings.openai import OpenAIEmbeddingModel
 from pydantic_ai.messages import (
+    ModelMessage,
     ModelRequest,
-    ModelRequestPart,
     ModelResponse,
     SystemPromptPart,
     TextPart,
     ToolCallPart,
+    ToolReturnPart,
     UserPromptPart,
 )
 from pydantic_ai.models import ModelRequestParameters
@@ -204,13 +205,13 @@ class LangChain:
 class PydanticAI:
     """``pydantic-ai``."""
 
-    lacks = frozenset({"n", "n, streamed", "tool results"})  # `Agent` makes the results itself, and has its own test
+    lacks = frozenset({"n", "n, streamed"})
 
     async def chat(self, url: str, body: Mapping[str, Any], *, retries: int = 0) -> Said:
         async with openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=retries) as client:
             model = OpenAIChatModel(body["model"], provider=OpenAIProvider(openai_client=client))
             told: dict[str, Any] = {
-                "messages": [_request(body["messages"])],
+                "messages": [_message(message) for message in body["messages"]],
                 "model_settings": _settings(body),
                 "model_request_parameters": _parameters(body),
             }
@@ -313,19 +314,18 @@ def _counted(told: Any) -> Any:
     return told and {"input_tokens": told["prompt_tokens"], "output_tokens": told["completion_tokens"]}
 
 
-def _request(messages: list[dict[str, Any]]) -> ModelRequest:
-    parts: list[ModelRequestPart] = []
-    for message in messages:
-        content = message["content"]
-        if message["role"] == "system":
-            parts.append(SystemPromptPart(content))
-        elif isinstance(content, str):
-            parts.append(UserPromptPart(content))
-        else:
-            parts.append(
-                UserPromptPart([p["text"] if p["type"] == "text" else ImageUrl(p["image_url"]["url"]) for p in content])
-            )
-    return ModelRequest(parts=parts)
+def _message(message: dict[str, Any]) -> ModelMessage:
+    content = message["content"]
+    if message["role"] == "assistant":
+        calls = [(call["id"], call["function"]) for call in message["tool_calls"]]
+        return ModelResponse([ToolCallPart(one["name"], one["arguments"], tool_call_id=id_) for id_, one in calls])
+    if message["role"] == "tool":
+        return ModelRequest([ToolReturnPart("look_up", content, tool_call_id=message["tool_call_id"])])
+    if message["role"] == "system":
+        return ModelRequest([SystemPromptPart(content)])
+    if isinstance(content, list):
+        content = [part["text"] if part["type"] == "text" else ImageUrl(part["image_url"]["url"]) for part in content]
+    return ModelRequest([UserPromptPart(content)])
 
 
 def _settings(body: Mapping[str, Any]) -> OpenAIChatModelSettings:

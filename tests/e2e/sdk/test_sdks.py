@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -20,7 +21,6 @@ from tests.upstream import Upstream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 SHAPE = {
     "type": "object",
@@ -321,3 +321,15 @@ async def test_helpers_of_the_python_sdk(gateway: Gateway) -> None:
             whole = await stream.get_final_completion()
     calls = whole.choices[0].message.tool_calls or []
     assert [json.loads(call.function.arguments) for call in calls] == [PARIS, ROME]
+
+
+def test_the_readme_has_this_table() -> None:
+    """README's table of SDKs is what is tested here: no feature more, and none less."""
+    lines = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8").splitlines()
+    start = next(at for at, line in enumerate(lines) if line.startswith("| tested with |"))
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines[start : start + len(FEATURES) + 4]]
+    assert rows[0] == ["tested with", *CLIENTS]
+    assert rows[2:] == [
+        [feature, *("—" if feature in client.lacks else "✓" for client in CLIENTS.values())]
+        for feature in [*FEATURES, "embeddings", "retries"]
+    ]
