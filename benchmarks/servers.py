@@ -133,7 +133,8 @@ def gateway(upstream: str, otlp: str) -> web.Application:
     folder = Path(tempfile.mkdtemp(prefix="tracerouter-benchmark-"))
     write_deployment(folder, upstream, otlp)
     built = config.load(folder / "tracerouter.yaml")
-    return application(built.router, keys=None, max_body=built.settings.max_body)
+    settings = built.settings
+    return application(built.router, keys=None, max_body=settings.max_body, keep_alive=settings.keep_alive)
 
 
 def write_deployment(folder: Path, upstream: str, otlp: str | None) -> None:

@@ -5,8 +5,8 @@ It is used as :class:`tests.upstream.Upstream` is, and takes the same directives
     async with AnthropicUpstream(prices={"small": Prices(3_000_000_000, 15_000_000_000)}) as upstream:
         provider = AnthropicProvider(upstream.url, "key", lambda: session)
 
-ok, tool_call, empty, truncated, no_usage, bad_usage, slow, cut, drop, hang, hang_after, error_after, garbage, bad_utf8,
-wrong, huge, context_too_long and NNN are there. What differs:
+ok, tool_call, tool_calls, empty, truncated, no_usage, bad_usage, slow, cut, drop, hang, hang_after, error_after,
+garbage, bad_utf8, wrong, huge, context_too_long and NNN are there. What differs:
 
 ====================  =====================================================================================
 step                  what it does (plain and streamed, unless said otherwise)
@@ -33,7 +33,7 @@ another type, tool results that do not follow their call, calls without results,
 in `newer` take no sampling parameters and no forced tools; with version 2026-10-21 no model takes the former.
 
 **The bill** is as in ``tests.upstream``: each block of the system prompt counts as a message of role system, and a
-message's texts as one, joined by line feeds.
+message's texts as one, joined by line feeds. An image is 765 tokens.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ _STOPS = {
     "context_full": "model_context_window_exceeded",
     "paused": "pause_turn",
     "tool_call": "tool_use",
+    "tool_calls": "tool_use",
     "two_tools": "tool_use",
     "bad_tool": "max_tokens",
 }
@@ -91,7 +92,7 @@ class AnthropicUpstream(Upstream):
         facts: As for ``Upstream``.
     """
 
-    path = "/v1/messages"
+    paths = ("/v1/messages",)
     base = ""
 
     def __init__(self, *, newer: Iterable[str] = (), **facts: Any) -> None:
@@ -188,6 +189,10 @@ class _Answering:
                 return
             case "tool_call" | "bad_tool":
                 yield self._call("look_up", self._argument or '{"city": "Paris"}')
+                return
+            case "tool_calls":
+                for part in self._argument.split("|"):
+                    yield self._call("look_up", part.strip())
                 return
             case "two_tools":
                 yield self._says("I look both up.")
@@ -304,7 +309,7 @@ class _Answering:
         response = web.StreamResponse(headers=headers)
         await response.prepare(self._request)
         await self._event(response, "message_start", message=self._message([], usage=self._usage(1)))
-        left = int(self._argument.partition(" ")[0] or 2) if self._word in _BREAKING else None
+        left = int(self._argument.partition(" ")[0] or 2) if self._word in _BREAKING - {"cut_utf8"} else None
         for index, (block, deltas) in enumerate(self._blocks()):
             await self._event(response, "content_block_start", index=index, content_block=block)
             if index == 0:
@@ -369,7 +374,8 @@ def count_input(body: Mapping[str, Any]) -> int:
     system = [{"type": "text", "text": system}] if isinstance(system, str) else system
     said = [("system", block["text"]) for block in system]
     said += [(message["role"], _texts(message["content"])) for message in body["messages"]]
-    return 3 + sum(3 + count(role) + count(text) for role, text in said)
+    images = sum(bool(block["type"] == "image") for message in body["messages"] for block in _list(message["content"]))
+    return 3 + sum(3 + count(role) + count(text) for role, text in said) + 765 * images
 
 
 def _texts(content: str | list[dict[str, Any]]) -> str:

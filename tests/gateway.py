@@ -38,7 +38,8 @@ class Seen(SpanProcessor):
 def write(folder: Path, models: Mapping[str, Any], policy: Mapping[str, Any], **settings: Any) -> Path:
     """Write the two files, and return the deployment's path."""
     told = {"models": models, "policy": "policy.yaml", "classifier": ["rules"], **settings}
-    (folder / "policy.yaml").write_text(yaml.safe_dump({"ladder": list(models), "min_confidence": 0, **policy}))
+    ladder = [alias for alias in models if alias not in policy.get("embeddings", ())]
+    (folder / "policy.yaml").write_text(yaml.safe_dump({"ladder": ladder, "min_confidence": 0, **policy}))
     path = folder / "tracerouter.yaml"
     path.write_text(yaml.safe_dump(told, sort_keys=False))
     return path
@@ -53,6 +54,12 @@ def openai_models(url: str, **more: Any) -> dict[str, Any]:
     }
 
 
+def embedding_model(url: str) -> dict[str, Any]:
+    """Return `embed`; put it behind the others, and its alias among the policy's `embeddings`."""
+    price = {"input": "0.02", "output": "0"}
+    return {"embed": {"provider": "openai", "base_url": url, "retries": 0, "model": "embed-1", "price": price}}
+
+
 class Gateway:
     """The gateway on a free port; use it in ``async with``."""
 
@@ -63,7 +70,8 @@ class Gateway:
         self.seen = Seen()
         self.router.telemetry.span_processors = [self.seen]
         self.router.telemetry.delay = 0  # what a test looks at is told at once
-        app = application(self.router, keys=self.built.keys, max_body=self.built.settings.max_body)
+        settings = self.built.settings
+        app = application(self.router, keys=self.built.keys, max_body=settings.max_body, keep_alive=settings.keep_alive)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=5)
         self.url = ""
 

@@ -1,4 +1,4 @@
-"""A real server on a real socket: OpenAI's chat completions, misbehaving on demand, with a bill of its own.
+"""A real server on a real socket: OpenAI's chat completions and embeddings, misbehaving on demand, with its own bill.
 
     async with Upstream(prices={"small": Prices(250_000_000, 2_000_000_000)}) as upstream:
         provider = OpenAIProvider(upstream.url, "key", lambda: session)
@@ -6,7 +6,8 @@
         assert upstream.nanos == outcome.cost_nanos
 
 What it does is said by a directive in the prompt itself, in the last user message that has one, so that one
-server plays several models, and parallel requests do not disturb each other:
+server plays several models, and parallel requests do not disturb each other (in a request for embeddings, in the first
+input):
 
     [[500]]                         every model
     [[small=500, large=ok]]         by the request's `model`; one that is not named follows its default
@@ -19,7 +20,9 @@ a model follows ``default[model]``, written the same way (``"500 then ok"``), or
 step                  what it does (plain and streamed, unless said otherwise)
 ====================  =====================================================================================
 ok [TEXT]             answers; with ``n`` and ``logprobs``, if asked
-tool_call [JSON]      calls the function ``look_up`` with JSON as arguments
+tool_call [NAME JSON] calls the function NAME, or that which ``tool_choice`` forces, or the first of ``tools``, or
+                      ``look_up``, with JSON, or what else stands there, as arguments
+tool_calls [A | B]    calls it once with A and once with B, in parallel: streamed, piece by piece, in turn
 reasoning [TEXT]      thinks first (``reasoning_content``)
 refusal [TEXT]        refuses in ``refusal``
 empty                 answers nothing
@@ -32,6 +35,9 @@ slow SECONDS [TEXT]   waits so long before each chunk (plain: before the answer,
 no_done [TEXT]        ends a stream without ``[DONE]``
 no_finish [TEXT]      ends a stream without a finish reason, but with ``[DONE]``
 cut K                 ends a stream after K chunks, without finish reason or ``[DONE]`` (plain: mid JSON)
+cut_utf8 K            does so in the middle of a character of the next chunk
+bytewise [TEXT]       writes a stream byte by byte
+flood K               writes K chunks of 8 KB, as fast as they are read
 drop K                breaks the connection after K chunks (plain: in the middle of the body)
 hang                  sends nothing, not even headers
 hang_after K          sends K chunks, then nothing (plain: half of the body)
@@ -42,15 +48,16 @@ wrong [JSON]          answers that JSON, by default ``{"choices": []}``
 huge                  is larger than 10 MB
 context_too_long      400 with code context_length_exceeded
 NNN [TEXT]            that error status, with TEXT as its message; that of a 401 holds the key
-429 [WAIT]            with ``retry-after: WAIT``, or ``retry-after-ms`` where WAIT is like ``250ms``
+429 [WAIT], 503 WAIT  with ``retry-after: WAIT``, or ``retry-after-ms`` where WAIT is like ``250ms``
 ====================  =====================================================================================
 
 **The bill.** An error status costs nothing. All else costs the input and the output that was written, at the
 prices given, each request rounded once, half to even. Input is counted by OpenAI's cookbook rule for chat
 models: 3 tokens a message, plus those of its role and content (and of its name, and 1 more), plus 3 that open
-the answer, in o200k_base. Output is all text, refusal, reasoning and tool arguments, counted as one text; plain
-answers that break off do so before their text. Usage, where it is reported, says the same. Only contents that
-are strings are counted, and no tool definitions. The bill uses tiktoken, and none of tracerouter's code.
+the answer, in o200k_base; an image is 765 tokens, or 85 where its ``detail`` is ``low``. Embeddings cost the tokens of
+their inputs. Output is all text, refusal, reasoning and tool arguments, counted as one text; plain
+answers that break off do so before their text. Usage, where it is reported, says the same. No tool definitions are
+counted. The bill uses tiktoken, and none of tracerouter's code.
 """
 
 from __future__ import annotations
@@ -61,6 +68,8 @@ import json
 import os
 import re
 import tempfile
+from array import array
+from base64 import b64encode
 from collections import Counter
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -81,7 +90,9 @@ _NEXT_MODEL = re.compile(r"\s*[,;]\s*(?=[\w.:/-]+=)")
 _OF_MODEL = re.compile(r"([\w.:/-]+)=(.*)", re.DOTALL)
 _WORDS = re.compile(r"\s*\S+\s*")
 _TEXT = "The upstream answers in a few plain words."
-_BREAKING = frozenset({"cut", "drop", "hang_after", "error_after"})
+_BREAKING = frozenset({"cut", "cut_utf8", "drop", "hang_after", "error_after"})
+_CALLING = frozenset({"tool_call", "tool_calls"})
+_FLOOD = "and so on\n" * 800
 _RAW = {
     "garbage": b"<html>It works!</html>",
     "bad_utf8": b'{"choices": [{"index": 0, "delta": {"content": "\xff"}, "message": {"content": "\xff"}}]}',
@@ -133,6 +144,8 @@ class Charge:
     @property
     def output(self) -> int:
         """Tokens."""
+        if self.step.startswith("flood"):  # too long to be counted as one; its pieces end where tokens do
+            return sum(map(bool, self.written)) * _count_flood()
         return count("".join(self.written))
 
     @property
@@ -156,7 +169,7 @@ class Upstream:
         default: The steps of a model whose requests hold no directive for it. Can be changed at any time.
     """
 
-    path = "/v1/chat/completions"
+    paths: tuple[str, ...] = ("/v1/chat/completions", "/v1/embeddings")
     base = "/v1"
 
     def __init__(self, *, prices: Mapping[str, Prices] | None = None, default: Mapping[str, str] | None = None) -> None:
@@ -172,7 +185,8 @@ class Upstream:
         self._changed = asyncio.Event()
         self._closing = asyncio.Event()
         app = web.Application(client_max_size=32 * 1024 * 1024)
-        app.router.add_post(self.path, self._serve)
+        for path in self.paths:
+            app.router.add_post(path, self._serve)
         self._runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0, keepalive_timeout=60.0
         )
@@ -256,11 +270,17 @@ class Upstream:
             return web.Response()  # nobody is there any more to read it
 
     def _charge(self, request: web.Request, body: dict[str, Any]) -> Charge:  # noqa: ARG002 - for other APIs
-        step = self._step(body["model"], body["messages"])
-        return Charge(body["model"], step, self.prices.get(body["model"], Prices()), count_input(body["messages"]))
+        if "input" in body:  # embeddings
+            inputs = _inputs(body["input"])
+            said = [{"role": "user", "content": inputs[0] if isinstance(inputs[0], str) else ""}]
+            tokens = sum(count(one) if isinstance(one, str) else len(one) for one in inputs)
+        else:
+            said, tokens = body["messages"], count_input(body["messages"])
+        return Charge(body["model"], self._step(body["model"], said), self.prices.get(body["model"], Prices()), tokens)
 
     async def _answer(self, request: web.Request, body: dict[str, Any], charge: Charge) -> web.StreamResponse:
-        return await _Answering(self, request, body, charge).act()
+        kind = _Embedding if "input" in body else _Answering
+        return await kind(self, request, body, charge).act()
 
 
 class _Dropped(Exception):
@@ -292,10 +312,13 @@ class _Answering:
         return await (self._stream() if self._streams else self._plain())
 
     def _status(self, status: int, argument: str) -> web.Response:
+        wait = {"retry-after": argument} if argument.isdigit() else {}
+        if re.fullmatch(r"\d+ms", argument):
+            wait = {"retry-after-ms": argument.removesuffix("ms")}
+        if status == 503 and wait:
+            return self._error(503, "Overloaded.", headers=wait)
         if status == 429:
-            wait = {"retry-after": argument} if argument else {}
-            if re.fullmatch(r"\d+ms", argument):
-                wait = {"retry-after-ms": argument.removesuffix("ms")}
+            wait = {"retry-after": argument} if argument and not wait else wait
             return self._error(429, "Rate limit reached.", code="rate_limit_exceeded", headers=wait)
         told = argument or f"The upstream answers {status}."
         if status == 401:
@@ -327,7 +350,7 @@ class _Answering:
         if self._word == "error_after":
             kind = self._argument.partition(" ")[2]
             return web.json_response({"error": {"message": "It failed.", "type": kind or "server_error"}})
-        if self._word in {"cut", "drop", "hang_after"}:
+        if self._word in {"cut", "cut_utf8", "drop", "hang_after"}:
             return await self._part()
         deltas = list(self._deltas())
         if self._word == "slow":
@@ -338,8 +361,8 @@ class _Answering:
             for name, value in delta.items():
                 message[name] = (message.get(name) or "") + value if isinstance(value, str) else value
             logprobs["content"] += _logprobs(delta)["content"]
-        if self._word == "tool_call":
-            message["tool_calls"] = [_tool_call(self._arguments())]
+        if self._word in _CALLING:
+            message["tool_calls"] = [self._tool_call(at, given) for at, given in enumerate(self._arguments())]
         choices = [
             {
                 "index": index,
@@ -371,7 +394,7 @@ class _Answering:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(self._request)
         indexes = range(self._body.get("n") or 1)
-        content = None if self._word in {"tool_call", "refusal"} else ""
+        content = None if self._word in {*_CALLING, "refusal"} else ""
         for index in indexes:
             opening = {"role": "assistant", "content": content, "refusal": None}
             await self._chunk(response, [self._choice(index, opening)])
@@ -394,6 +417,9 @@ class _Answering:
         if self._word == "error_after":
             kind = self._argument.partition(" ")[2] or "server_error"
             await self._event(response, {"error": {"message": "It failed.", "type": kind}})
+        if self._word == "cut_utf8":
+            event = json.dumps(self._head, ensure_ascii=False).replace("chatcmpl", "café").encode()
+            await response.write(b"data: " + event[: event.index("é".encode()) + 1])
 
     async def _end(self, response: web.StreamResponse, indexes: range) -> None:
         if self._word != "no_finish":
@@ -408,9 +434,14 @@ class _Answering:
         chunk = {**self._head, "object": "chat.completion.chunk", "choices": choices, "usage": usage}
         await self._event(response, chunk)
 
-    @staticmethod
-    async def _event(response: web.StreamResponse, event: object) -> None:
-        await response.write(f"data: {json.dumps(event, ensure_ascii=False)}\n\n".encode())
+    async def _event(self, response: web.StreamResponse, event: object) -> None:
+        written = f"data: {json.dumps(event, ensure_ascii=False)}\n\n".encode()
+        if self._word != "bytewise":
+            await response.write(written)
+            return
+        for at in range(len(written)):
+            await response.write(written[at : at + 1])
+            await asyncio.sleep(0)
 
     def _choice(self, index: int, delta: Mapping[str, Any]) -> dict[str, Any]:
         logprobs = _logprobs(delta) if self._body.get("logprobs") else None
@@ -418,12 +449,11 @@ class _Answering:
 
     def _deltas(self) -> Iterator[dict[str, Any]]:
         match self._word:
-            case "tool_call":
-                arguments = self._arguments()
-                half = len(arguments) // 2
-                yield {"tool_calls": [{"index": 0, **_tool_call("")}]}
-                for part in (arguments[:half], arguments[half:]):
-                    yield {"tool_calls": [{"index": 0, "function": {"arguments": part}}]}
+            case "tool_call" | "tool_calls":
+                yield from self._calling()
+            case "flood":
+                for _ in range(int(self._argument)):
+                    yield {"content": _FLOOD}
             case "refusal":
                 for word in _WORDS.findall(self._argument or "I can't help with that."):
                     yield {"refusal": word}
@@ -436,6 +466,13 @@ class _Answering:
                 for word in _WORDS.findall(self._text):
                     yield {"content": word}
 
+    def _calling(self) -> Iterator[dict[str, Any]]:
+        for at, arguments in enumerate(self._arguments()):
+            half = len(arguments) // 2
+            yield {"tool_calls": [{"index": at, **self._tool_call(at, "")}]}
+            for part in (arguments[:half], arguments[half:]):
+                yield {"tool_calls": [{"index": at, "function": {"arguments": part}}]}
+
     @property
     def _text(self) -> str:
         if self._word in _BREAKING:
@@ -444,8 +481,22 @@ class _Answering:
             return self._argument.partition(" ")[2] or _TEXT
         return self._argument or _TEXT
 
-    def _arguments(self) -> str:
-        return self._argument or '{"city": "Paris"}'
+    def _arguments(self) -> list[str]:
+        """Return the arguments of each call."""
+        if self._word == "tool_calls":
+            return [part.strip() for part in self._argument.split("|")]
+        return [self._argument.removeprefix(self._named) or '{"city": "Paris"}']
+
+    @property
+    def _named(self) -> str:
+        """The name with which a step's argument begins, if it does."""
+        found = re.match(r"\w+ (?=\{)", self._argument)
+        return found[0] if found else ""
+
+    def _tool_call(self, at: int, arguments: str) -> dict[str, Any]:
+        forced, tools = self._body.get("tool_choice"), self._body.get("tools") or [{"function": {"name": "look_up"}}]
+        name = self._named.strip() or (forced if isinstance(forced, dict) else tools[0])["function"]["name"]
+        return {"id": f"call_{at + 1}", "type": "function", "function": {"name": name, "arguments": arguments}}
 
     @property
     def _limit(self) -> int | None:
@@ -458,7 +509,7 @@ class _Answering:
 
     @property
     def _finish(self) -> str:
-        return {"tool_call": "tool_calls", "truncated": "length"}.get(self._word, "stop")
+        return {"tool_call": "tool_calls", "tool_calls": "tool_calls", "truncated": "length"}.get(self._word, "stop")
 
     @property
     def _head(self) -> dict[str, Any]:
@@ -487,9 +538,39 @@ class _Answering:
         }
 
 
+class _Embedding(_Answering):
+    """A request for embeddings being answered."""
+
+    async def _plain(self) -> web.StreamResponse:
+        if self._word in {"cut", "drop", "hang_after"}:
+            return await self._part()
+        if self._word == "slow":
+            await asyncio.sleep(self._pause)
+        size = self._body.get("dimensions") or 4
+        vectors = [array("f", [index + 0.5] * size) for index in range(len(_inputs(self._body["input"])))]
+        packed = self._body.get("encoding_format") == "base64"
+        data = [
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": b64encode(vector.tobytes()).decode() if packed else list(vector),
+            }
+            for index, vector in enumerate(vectors)
+        ]
+        answer: dict[str, Any] = {"object": "list", "data": data, "model": self._body["model"]}
+        if self._word != "no_usage":
+            answer["usage"] = {"prompt_tokens": self._charge.input, "total_tokens": self._charge.input}
+        return web.json_response(answer)
+
+
 def count(text: str) -> int:
     """Count the tokens of `text` in o200k_base."""
     return len(_encoding().encode_ordinary(text))
+
+
+@cache
+def _count_flood() -> int:
+    return count(_FLOOD)
 
 
 def count_input(messages: list[dict[str, Any]]) -> int:
@@ -500,7 +581,20 @@ def count_input(messages: list[dict[str, Any]]) -> int:
         for name in ("role", "content", "name"):
             if isinstance(message.get(name), str):
                 total += count(message[name]) + (name == "name")
+        if isinstance(message.get("content"), list):
+            total += sum(_count_part(part) for part in message["content"])
     return total
+
+
+def _count_part(part: Mapping[str, Any]) -> int:
+    if part["type"] == "image_url":
+        return 85 if part["image_url"].get("detail") == "low" else 765
+    return count(part["text"]) if "text" in part else 0
+
+
+def _inputs(found: Any) -> list[Any]:
+    """Return the inputs of a request for embeddings: each a text, or a list of tokens."""
+    return found if isinstance(found, list) and not isinstance(found[0], int) else [found]
 
 
 def _text(message: Mapping[str, Any]) -> str:
@@ -516,13 +610,10 @@ def _output(delta: Mapping[str, Any]) -> list[str]:
     return [delta.get(name) or "" for name in ("content", "refusal", "reasoning_content")]
 
 
-def _tool_call(arguments: str) -> dict[str, Any]:
-    return {"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": arguments}}
-
-
 def _logprobs(delta: Mapping[str, Any]) -> dict[str, Any]:
     text = delta.get("content")
-    return {"content": [{"token": text, "logprob": -0.5}] if text else [], "refusal": None}
+    told = {"token": text, "logprob": -0.5, "bytes": list((text or "").encode()), "top_logprobs": []}
+    return {"content": [told] if text else [], "refusal": None}
 
 
 @cache

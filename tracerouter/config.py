@@ -39,7 +39,7 @@ from tracerouter.router import Router
 from tracerouter.store import DecisionLog, SqliteStore
 from tracerouter.telemetry import Keep, Telemetry, over_otlp, to_console
 from tracerouter.tokens import count
-from tracerouter.types import MAX_BODY_BYTES
+from tracerouter.types import EMBEDDINGS, MAX_BODY_BYTES
 from tracerouter.validators import Checks
 
 if TYPE_CHECKING:
@@ -72,6 +72,9 @@ class AnyModel(Written):
     price: PriceOf | None = Field(default=None, description="USD per million tokens")
 
 
+Vision = Annotated[bool, Field(description="Whether it takes images")]
+
+
 class OpenAIModel(AnyModel):
     """A model behind OpenAI's API, or behind any server that speaks it."""
 
@@ -79,6 +82,7 @@ class OpenAIModel(AnyModel):
     model: str
     base_url: AnyHttpUrl = AnyHttpUrl("https://api.openai.com/v1")
     api_key: SecretStr | None = None
+    vision: Vision = True
 
 
 class AnthropicModel(AnyModel):
@@ -88,6 +92,7 @@ class AnthropicModel(AnyModel):
     model: str
     base_url: AnyHttpUrl = AnyHttpUrl("https://api.anthropic.com")
     api_key: SecretStr | None = None
+    vision: Vision = True
 
 
 class LocalModel(AnyModel):
@@ -122,6 +127,7 @@ class SimulatedModel(AnyModel):
     failures: list[str] = Field(default=[], description="Cycled through, a word a call: ok 429 500 timeout garbage …")
     answers: list[Answer] = []
     seed: int = 0
+    vision: Vision = True
 
 
 class HandlerModel(Written):
@@ -138,6 +144,7 @@ class CustomModel(AnyModel):
     provider: str = Field(pattern=r"^[\w.]+:\w+$")
     model: str = "custom"
     options: dict[str, Any] = {}
+    vision: Vision = True
 
 
 _PROVIDERS = ("openai", "anthropic", "local", "simulated", "handler")
@@ -241,6 +248,7 @@ class Settings(Written):
     keys: KeysOf | None = None
     telemetry: TelemetryOf = TelemetryOf()
     timeout: Positive = Field(default=120.0, description="A request's deadline, where the caller names none")
+    keep_alive: Positive = Field(default=15.0, description="Silence in a stream after which a comment is sent")
     max_body: Annotated[int, Field(ge=1024)] = Field(default=MAX_BODY_BYTES, description="Bytes")
     policy: Path
 
@@ -376,7 +384,7 @@ def _model(alias: str, found: Any, session: Callable[[], aiohttp.ClientSession])
     told: dict[str, Any] = {"alias": alias, "name": found.model}
     if isinstance(found, HandlerModel):
         return Model(**told, provider=HandlerProvider(), kind="handler", price=price, timeout=None)
-    told |= {"timeout": found.timeout, "retries": found.retries}
+    told |= {"timeout": found.timeout, "retries": found.retries, "vision": getattr(found, "vision", False)}
     if isinstance(found, OpenAIModel | AnthropicModel):
         url = urlsplit(str(found.base_url))
         price = price or known_price(found.provider, found.model)
@@ -452,7 +460,7 @@ def _telemetry(found: TelemetryOf, policy: Policy, store: SqliteStore, host: Map
     facts: dict[str, Any] = {
         "keep": keep,
         "decisions": DecisionLog(store),
-        "tasks": frozenset(policy.tasks),
+        "tasks": frozenset([*policy.tasks, *([EMBEDDINGS] if policy.embeddings else [])]),
         "secret": store.secret(),
         "hash_users": found.hash_users,
         "delay": TELEMETRY_DELAY,

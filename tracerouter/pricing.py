@@ -77,7 +77,8 @@ def known_price(provider: str, model: str) -> Price | None:
     except LookupError:
         return None
     prices = found.get_prices(datetime.now(UTC))
-    listed: list[Any] = [prices.input_mtok, prices.output_mtok, prices.cache_read_mtok]
+    output = Decimal(0) if prices.output_mtok is None and "embedding" in model else prices.output_mtok
+    listed: list[Any] = [prices.input_mtok, output, prices.cache_read_mtok]
     listed += [getattr(prices, name, None) for name in ("cache_write_mtok", "cache_write_1h_mtok")]
     if None in listed[:2]:
         return None

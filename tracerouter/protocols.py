@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Provider(Protocol):
-    """Speaks to one kind of model."""
+    """Speaks to one kind of model. One that can embed too says so: ``operations = ("chat", "embeddings")``."""
 
     async def complete(self, call: Call, meter: Meter, sink: Sink | None) -> Completion:
         """Ask the model once.

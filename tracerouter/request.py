@@ -1,4 +1,4 @@
-"""The shape of an OpenAI chat request, checked by hand: it stands on the hot path, and its errors name the field."""
+"""The shape of an OpenAI request, checked by hand: it stands on the hot path, and its errors name the field."""
 
 from __future__ import annotations
 
@@ -41,6 +41,30 @@ def checked(body: object) -> dict[str, Any]:
             raise BadRequest(msg, name)
     _check_response_format(body.get("response_format"))
     return body
+
+
+def checked_embeddings(body: object) -> dict[str, Any]:
+    """Return `body` if it has the shape of an OpenAI request for embeddings, as far as it matters here.
+
+    Raises:
+        BadRequest: Names the field that is wrong.
+    """
+    if not isinstance(body, dict):
+        msg = f"the request must be a JSON object, not {_kind(body)}"
+        raise BadRequest(msg)
+    model, given = body.get("model"), body.get("input")
+    if not isinstance(model, str) or not model:
+        msg = f"`model` must name a model, not be {_shown(model)}"
+        raise BadRequest(msg, "model")
+    inputs = given if isinstance(given, list) and not _is_tokens(given) else [given]
+    if not inputs or not all((isinstance(one, str) and one) or _is_tokens(one) for one in inputs):
+        msg = "`input` must be a text, a list of tokens, or a list of such; none may be empty"
+        raise BadRequest(msg, "input")
+    return body
+
+
+def _is_tokens(found: object) -> bool:
+    return isinstance(found, list) and bool(found) and all(type(one) is int for one in found)
 
 
 def _check_messages(messages: object) -> None:

@@ -10,12 +10,22 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from tracerouter.cache import output_key, prompt_hash
-from tracerouter.errors import BadRequest, CallerGone, ProviderError, ProviderTimeout, UnknownModel, nearest, place
+from tracerouter.errors import (
+    BadRequest,
+    CallerGone,
+    ConfigError,
+    ProviderError,
+    ProviderTimeout,
+    UnknownModel,
+    nearest,
+    place,
+)
 from tracerouter.policy import decide
 from tracerouter.providers import HandlerProvider, Model, compose
 from tracerouter.telemetry import Telemetry, names
 from tracerouter.tokens import count_request
 from tracerouter.types import (
+    EMBEDDINGS,
     Attempt,
     Call,
     Classification,
@@ -95,6 +105,10 @@ class Router:
     ) -> None:
         self.models: dict[str, Model] = {model.alias: model for model in models}
         policy.check_aliases(self.models)
+        for alias in policy.embeddings:
+            if EMBEDDINGS not in getattr(self.models[alias].provider, "operations", ()):
+                msg = f"{policy.source}: embeddings: the provider of {alias!r} makes none; `openai` does"
+                raise ConfigError(msg)
         self.policy = policy
         self.telemetry = telemetry or Telemetry()
         self._classifier = classifier
@@ -130,7 +144,8 @@ class Router:
         ladder, tap = self._ladder(task), _Tap(sink)
         deadline = asyncio.get_running_loop().time() + (task.timeout or self._timeout)
         with self._draft(task, ladder) as draft:
-            pinned = self._pinned(task)
+            pinned = self._able(task, self._pinned(task))
+            ladder = ladder if pinned else self._able(task, ladder)
             hit = await self._look_up(task, draft)
             if hit.fresh:
                 return await self._answer(Status.CACHED, Reason.CACHE_HIT, hit.completion, tap, draft)
@@ -149,15 +164,42 @@ class Router:
                 escalation = _escalation(attempt, classification, hit)
             return draft.end(*_no_answer(decision, deadline, draft.attempts))
 
+    async def embed(self, task: Task) -> Outcome:
+        """Have `task` (:meth:`Task.embeddings`) answered by the model that it names, and by no other.
+
+        Vectors of two models can't be compared, so there is nothing to route; trace, ledger and record are as ever.
+
+        Raises:
+            BadRequest: The model is none that embeds.
+        """
+        known, alias = self.policy.embeddings, task.model
+        deadline = asyncio.get_running_loop().time() + (task.timeout or self._timeout)
+        with self._draft(task, (alias,) if alias in known else ()) as draft:
+            if alias not in known:
+                told = f"known are {', '.join(known)}" if known else "policy's `embeddings` names none"
+                msg = f"there is no model {alias[:64]!r} for embeddings{nearest(alias, known)}; {told}"
+                raise UnknownModel(msg, "model")
+            allowed = alias in self.policy.embeddings_of(task.caller)
+            rungs = (Rung(alias, Role.CHEAP),) if allowed else ()
+            reason = Reason.PINNED if allowed else Reason.NOT_ALLOWED
+            draft.decision = decision = Decision(rungs, reason, EMBEDDINGS, 0.0, Rules(), self.policy.id)
+            for rung in rungs:
+                call = Call({**task.body, "model": self.models[alias].name}, deadline, operation=EMBEDDINGS)
+                attempt = await self._attempt(rung, call, (), _Tap(None), draft)
+                if attempt.accepted:
+                    return draft.end(Status.ANSWERED, reason, attempt.completion)
+            return draft.end(*_no_answer(decision, deadline, draft.attempts))
+
     async def explain(self, task: Task) -> tuple[Classification, Decision]:
         """Say what would be decided for `task`, without calling a model of the ladder.
 
         Raises:
             BadRequest: The task itself is wrong.
         """
-        pinned = self._pinned(task)
+        pinned = self._able(task, self._pinned(task))
+        ladder = self._ladder(task) if pinned else self._able(task, self._ladder(task))
         found = await self._found(task, asyncio.get_running_loop().time() + self._timeout)
-        return found, self._decision(task, found, self._ladder(task), pinned)
+        return found, self._decision(task, found, ladder, pinned)
 
     async def ask(self, alias: str, body: Mapping[str, Any], timeout: float) -> Completion:  # noqa: ASYNC109 - of many rooms
         """Ask a model what the request is that is being classified, for a classifier; its cost is the request's.
@@ -219,14 +261,23 @@ class Router:
         """The models that a caller may name."""
         return [alias for alias in self.models if alias not in self._handlers]
 
-    def _pinned(self, task: Task) -> str | None:
+    @property
+    def names(self) -> list[str]:
+        """What a chat may ask for as its ``model``: ``auto``, the ladders that have a name, the models."""
+        return [AUTO, *self.policy.ladders, *(a for a in self.aliases if a not in self.policy.embeddings)]
+
+    def _pinned(self, task: Task) -> tuple[str, ...]:
+        """Return the rungs that the caller asks for by name; none where the router chooses."""
         if task.model == AUTO:
-            return None
-        if task.model in self.aliases:
-            return task.model
+            return ()
+        if task.model in self.policy.ladders:
+            named = self.policy.ladders[task.model]
+            return named if task.handler is not None else tuple(a for a in named if a not in self._handlers)
+        if task.model in self.names:
+            return (task.model,)
         if task.handler is not None:  # the wrapped service has model names of its own
-            return None
-        known = [AUTO, *self.aliases]
+            return ()
+        known = self.names
         msg = f"there is no model {task.model[:64]!r}{nearest(task.model, known)}; known are {', '.join(known)}"
         raise UnknownModel(msg, "model")
 
@@ -238,6 +289,28 @@ class Router:
         if ladder == self.policy.ladder and self._handlers.isdisjoint(ladder):
             return (*ladder, next(iter(self._handlers)))
         return ladder
+
+    def _able(self, task: Task, aliases: tuple[str, ...]) -> tuple[str, ...]:
+        """Return those that can serve the request; a wrapped service's handler says that for itself.
+
+        Raises:
+            BadRequest: There are some, and none of them can.
+        """
+        too_many, images = task.choices > self.policy.max_choices, task.has_images
+        if not (too_many or images):
+            return aliases
+        able = tuple(
+            alias
+            for alias in aliases
+            if alias in self._handlers or not (too_many or (images and not self.models[alias].vision))
+        )
+        if aliases and not able and too_many:
+            msg = f"`n` must be a whole number from 1 to {self.policy.max_choices}, not {task.choices}"
+            raise BadRequest(msg, "n")
+        if aliases and not able:
+            msg = "`messages` hold an image, and no model that may answer them takes images"
+            raise BadRequest(msg, "messages")
+        return able
 
     def _draft(self, task: Task, ladder: Sequence[str]) -> Draft:
         top = self.models[ladder[-1]].price if ladder else None
@@ -308,12 +381,12 @@ class Router:
         )  # a caller knows the task, but can't deny a risk
 
     def _decide(
-        self, task: Task, found: Classification, ladder: Sequence[str], pinned: str | None, draft: Draft
+        self, task: Task, found: Classification, ladder: Sequence[str], pinned: tuple[str, ...], draft: Draft
     ) -> Decision:
         draft.decision = self._decision(task, found, ladder, pinned)
         return draft.decision
 
-    def _decision(self, task: Task, found: Classification, ladder: Sequence[str], pinned: str | None) -> Decision:
+    def _decision(self, task: Task, found: Classification, ladder: Sequence[str], pinned: tuple[str, ...]) -> Decision:
         limit = self.policy.task(found.label).max_input_tokens
         tokens = count_request(task.body) if limit is not None else 0
         return decide(found, task.caller, self.policy, ladder=ladder, pinned=pinned, input_tokens=tokens)
@@ -339,8 +412,8 @@ class Router:
                     completion = await model.complete(call, meter, draft.timeline, tap.live(validators))
                 finally:
                     _describe(stage, rung, call, meter)
-            if rung.alias in self._handlers:
-                verdict = Verdict()  # the service's own answer is passed on as it is
+            if rung.alias in self._handlers or call.operation == EMBEDDINGS:
+                verdict = Verdict()  # passed on as it is
             else:
                 verdict, completion = await self._validate(validators, completion, call.deadline, draft)
         except ProviderError as failed:

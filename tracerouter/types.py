@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import orjson
 
 from tracerouter.errors import BadRequest, TooLarge
-from tracerouter.request import checked
+from tracerouter.request import checked, checked_embeddings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 NANOS = 1_000_000_000
 """Nano-dollars in a dollar."""
+
+CHAT: Final = "chat"
+EMBEDDINGS: Final = "embeddings"
 
 MAX_BODY_BYTES = 1_048_576
 """The largest request body that is taken where nothing else is configured (bytes)."""
@@ -59,6 +62,7 @@ class Reason(StrEnum):
     TIER = "tier"
     TOO_LONG = "too_long"
     PINNED = "pinned"
+    UNSUPPORTED = "unsupported"
     CACHE_HIT = "cache_hit"
     # why a fallback
     SCHEMA_INVALID = "schema_invalid"
@@ -109,9 +113,9 @@ class Freshness(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a caller asks: the OpenAI chat request as it came, and who asks it how.
+    """What a caller asks: the OpenAI chat request (or that for embeddings) as it came, and who asks it how.
 
-    Make one with :meth:`chat` or :meth:`parse`, which check the body.
+    Make one with :meth:`chat`, :meth:`parse` or :meth:`embeddings`, which check the body.
     """
 
     body: Mapping[str, Any]
@@ -144,7 +148,18 @@ class Task:
             BadRequest: Names the field that is wrong.
             TooLarge: The body is larger than `max_bytes`.
         """
-        found = checked(body)
+        return cls._of(checked(body), max_bytes, facts)
+
+    @classmethod
+    def embeddings(cls, body: object, *, max_bytes: int = MAX_BODY_BYTES, **facts: Any) -> Self:
+        """Check the shape of an OpenAI request for embeddings and make a Task of it, for :meth:`Router.embed`.
+
+        Arguments and errors are those of :meth:`parse`.
+        """
+        return cls._of(checked_embeddings(body), max_bytes, facts)
+
+    @classmethod
+    def _of(cls, found: dict[str, Any], max_bytes: int, facts: dict[str, Any]) -> Self:
         try:
             size = len(orjson.dumps(found))
         except TypeError as error:  # orjson names no path, so neither can we
@@ -152,7 +167,7 @@ class Task:
             raise BadRequest(msg) from None
         if size > max_bytes:
             msg = f"the request has {size} bytes; at most {max_bytes} are taken"
-            raise TooLarge(msg, "messages")
+            raise TooLarge(msg, "messages" if "messages" in found else "input")
         return cls(found, **facts)
 
     @property
@@ -163,7 +178,10 @@ class Task:
 
     @property
     def text(self) -> str:
-        """The text of the last user message (or of the last message, where no user speaks)."""
+        """The text of the last user message (or of the last message, where no user speaks; or to be embedded)."""
+        if "messages" not in self.body:
+            given = self.body["input"]
+            return given if isinstance(given, str) else "\n".join(one for one in given if isinstance(one, str))
         for message in reversed(self.messages):
             if message["role"] == "user":
                 return content_text(message.get("content"))
@@ -187,6 +205,19 @@ class Task:
     def wants_json(self) -> bool:
         """Whether the caller's ``response_format`` is ``json_object`` (any object will do)."""
         return (self.body.get("response_format") or {}).get("type") == "json_object"
+
+    @property
+    def has_images(self) -> bool:
+        """Whether a message holds an image."""
+        parts = (
+            part for message in self.messages if isinstance(message.get("content"), list) for part in message["content"]
+        )
+        return any(part.get("type") == "image_url" for part in parts)
+
+    @property
+    def choices(self) -> int:
+        """How many answers are asked for (``n``)."""
+        return self.body.get("n") or 1
 
     @property
     def max_output_tokens(self) -> int | None:
@@ -288,7 +319,7 @@ class Meter:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A model's answer: the OpenAI chat completion as it came, with typed accessors."""
+    """A model's answer: the OpenAI chat completion (or list of embeddings) as it came, with typed accessors."""
 
     body: Mapping[str, Any]
 
@@ -370,6 +401,8 @@ class Call:
     """On the event loop's clock (``loop.time()``)."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """W3C trace context, to be sent along."""
+    operation: str = CHAT
+    """``chat`` or ``embeddings``, as the GenAI conventions name them: what `body` is a request for."""
     handler: Callable[[Call, Meter], Awaitable[Completion]] | None = None
     escalation: Escalation | None = None
 

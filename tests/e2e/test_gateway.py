@@ -10,7 +10,7 @@ import aiohttp
 import openai
 import pytest
 
-from tests.gateway import CHAT, Gateway, nanos, openai_models, write
+from tests.gateway import CHAT, Gateway, embedding_model, nanos, openai_models, write
 from tests.upstream import Upstream
 from tracerouter.telemetry import Keep, names
 from tracerouter.telemetry.projections import SPAN_ATTRIBUTES
@@ -31,11 +31,14 @@ async def upstream() -> AsyncIterator[Upstream]:
 async def gateway(tmp_path: Path, upstream: Upstream) -> AsyncIterator[Gateway]:
     """A gateway in front of it."""
     policy = {
+        "embeddings": ["embed"],
+        "ladders": {"careful": ["large"]},
         "tasks": {"sql": {"start": "large"}},
         "risks": {"pii": {"match": ["secret"], "cache": "never"}},
         "freshness": {"volatile": 0, "daily": "1d"},
     }
-    async with Gateway(write(tmp_path, openai_models(upstream.url, timeout=1), policy)) as running:
+    models = openai_models(upstream.url, timeout=1, vision=False) | embedding_model(upstream.url)
+    async with Gateway(write(tmp_path, models, policy)) as running:
         yield running
 
 
@@ -110,13 +113,14 @@ async def test_openai_sdk(gateway: Gateway) -> None:
     with pytest.raises(openai.RateLimitError) as limited:
         await client.chat.completions.create(model="auto", messages=failing)
     assert limited.value.response.headers["retry-after"] == "3"
-    assert [model.id async for model in client.models.list()] == ["auto", "small", "large"]
+    assert [model.id async for model in client.models.list()] == ["auto", "careful", "small", "large", "embed"]
     await client.close()
 
 
 @pytest.mark.parametrize(
     ("step", "status", "code"),
     [
+        ("503 9", 503, "no_rung_left"),
         ("500", 502, "no_rung_left"),
         ("hang", 504, "no_rung_left"),
         ("429 7", 429, "no_rung_left"),
@@ -135,6 +139,8 @@ async def test_when_every_rung_fails(
     assert headers["x-request-id"] in told["error"]["message"]
     assert "small: " in told["error"]["message"]
     assert headers["x-tracerouter-route"] == ("refused" if status == 400 else "failed")
+    assert headers.get("retry-after") == {"503 9": "9", "429 7": "7"}.get(step)
+    assert headers["x-should-retry"] == ("true" if "retry-after" in headers else "false")
     leaked = json.dumps(told) + str(dict(headers))
     assert not any(word in leaked for word in ("private words", "Traceback", "Bearer", "Incorrect API key"))
 
@@ -177,6 +183,13 @@ BAD: dict[str, tuple[Any, int, str | None]] = {
     ),
     "an unknown model": (asking("a") | {"model": "gpt-9"}, 404, "model"),
     "a model that is no string": (asking("a") | {"model": 7}, 400, "model"),
+    "an image for models that take none": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},
+        400,
+        "messages",
+    ),
+    "n of 100": (asking("a", n=100), 400, "n"),
+    "n of 0": (asking("a", n=0), 400, "n"),
     "2 MB": (asking("a " * 1_000_000), 413, "messages"),
 }
 
@@ -188,6 +201,7 @@ async def test_bad_input(http: aiohttp.ClientSession, gateway: Gateway, upstream
     found, headers, told = await post(http, gateway, body)
     assert (found, told["error"]["param"]) == (status, param), told
     assert headers["x-request-id"] in told["error"]["message"]
+    assert headers["x-should-retry"] == "false"
     assert len(told["error"]["message"]) < 600
     assert upstream.requests == []
     assert gateway.query("SELECT count(*) FROM entries") == [(0,)]
@@ -262,7 +276,7 @@ async def test_traceparent_in_and_out(http: aiohttp.ClientSession, gateway: Gate
 
 
 async def test_real_requests_emit_what_the_table_says(
-    http: aiohttp.ClientSession, gateway: Gateway, upstream: Upstream
+    tmp_path_factory: pytest.TempPathFactory, http: aiohttp.ClientSession, gateway: Gateway, upstream: Upstream
 ) -> None:
     """What real requests emit is the code's table: no attribute more, of no other type, and none that is for show."""
     gateway.router.telemetry.capture_content = True
@@ -277,6 +291,10 @@ async def test_real_requests_emit_what_the_table_says(
         await response.read()
     async with http.post(gateway.url + CHAT, data=b"no JSON") as response:
         assert response.status == 400
+    for step in ("ok", "500"):
+        body = {"model": "embed", "input": f"embed [[{step}]]"}
+        async with http.post(f"{gateway.url}/v1/embeddings", json=body) as response:
+            await response.read()
     leaving = asyncio.create_task(post(http, gateway, asking("a [[hang]]")))
     seen = len(upstream.requests)
     await upstream.received(seen + 1)
@@ -284,15 +302,23 @@ async def test_real_requests_emit_what_the_table_says(
     async with asyncio.timeout(5):
         while not any((span.attributes or {}).get("error.type") == "cancelled" for span in gateway.seen.spans[-1:]):
             await asyncio.sleep(0.01)
+    by_model = write(
+        tmp_path_factory.mktemp("by_model"),
+        openai_models(upstream.url),
+        {"tasks": {"sql": {}}},
+        classifier=[{"llm": "small"}],
+    )
+    async with Gateway(by_model) as classifying:
+        await post(http, classifying, asking("a [[ok]]"))
     emitted: dict[str, set[str]] = {kind: set() for kind in SPAN_ATTRIBUTES}
-    for span in gateway.seen.spans:
+    for span in (*gateway.seen.spans, *classifying.seen.spans):
         kind = "server" if span.kind.name == "SERVER" else span.name.split(" ")[0]
         told = span.attributes or {}
         emitted[kind] |= set(told)
         for name, value in told.items():
             shape = tuple if isinstance(value, (list, tuple)) else type(value)
             assert issubclass(shape, SPAN_ATTRIBUTES[kind][name]), (kind, name, value)
-        if kind not in {"server", "chat"}:
+        if kind not in {"server", "chat", "embeddings"}:
             wanted = {names.TOKENS_INPUT, names.TOKENS_OUTPUT, names.COST, names.LATENCY}
             assert wanted <= set(told), kind
     never = {kind: set(table) - emitted[kind] for kind, table in SPAN_ATTRIBUTES.items()}

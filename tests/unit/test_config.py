@@ -80,11 +80,11 @@ async def test_the_readme_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "schemas").mkdir()
     (tmp_path / "schemas" / "ticket.json").write_text("{}")
     built = config.load(write(tmp_path, deployment, policy=policy))
-    assert built.router.aliases == ["small", "large", "house"]
+    assert built.router.names == ["auto", "careful", "small", "large", "house"]
     assert built.router.policy.id == "default@3"
     assert built.keys is not None
     assert len(built.keys) == 1
-    small, large, house = (built.router.models[alias] for alias in built.router.aliases)
+    small, large, house, _ = (built.router.models[alias] for alias in built.router.aliases)
     assert (small.timeout, small.retries, small.limit_field, small.address, small.port) == (
         20.0,
         1,
@@ -216,6 +216,8 @@ async def test_the_defaults_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ({"telemetry": {"otlp": "http://c:4318/v1/traces"}}, "leave out '/v1/traces', which each signal adds"),
         ({"telemetry": {"otlp": "collector:4317"}}, "telemetry.otlp: found 'collector:4317'; URL scheme should be"),
         ({"max_body": 1}, "max_body: found 1"),
+        ({"models": {"small": {"provider": "simulated", "vision": "maybe"}}}, "models.small.vision: found 'maybe'"),
+        ({"models": {"small": {"provider": "local", "vision": True}}}, "models.small.vision: is not a key here"),
         ({"polcy": 1}, "polcy: is not a key here (did you mean 'policy'?)"),
         ({"keys": {}}, "keys: needs `env` or `file`"),
         ({"keys": {"env": "SOME_API_KEYS"}}, "the variable SOME_API_KEYS is not set (did you mean 'SOME_API_KEY'?)"),

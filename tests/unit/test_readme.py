@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+import tracerouter
+from tests.gateway import openai_models, write
+from tests.upstream import Upstream
 from tracerouter import Completion, Task
 from tracerouter.cache import output_key
 from tracerouter.policy import Policy, PolicyFile
@@ -65,6 +68,18 @@ def test_which_questions_are_one() -> None:
     asked = ["Which color has the log in page?", "Hello! Which colour has the sign in page?\n\nKind regards,\nAnn"]
     keys = {output_key(Task.chat(one), scope=policy.scope, salt=policy.salt, normal=policy.normal) for one in asked}
     assert len(keys) == 1
+
+
+async def test_the_client_middleware(tmp_path: Path) -> None:
+    """The call that the README shows is answered by the cheap model, and goes out where that fails."""
+    named: dict[str, Any] = {}
+    exec(python_of("client_middleware(router"), named)  # noqa: S102 - our own README
+    async with Upstream() as cheap, Upstream() as openai:
+        router = tracerouter.load(write(tmp_path, {"small": openai_models(cheap.url)["small"]}, {}))
+        assert await named["summary"]("[[ok briefly]]", router, openai.url) == "briefly"
+        assert await named["summary"]("[[small-1=500, gpt-5=ok at length]]", router, openai.url) == "at length"
+        await router.close()
+    assert len(openai.requests) == 1
 
 
 async def test_own_classifier_and_validator() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.unit.test_router import Rig, Scripted, order, rig
+from tests.unit.test_router import LOOK, Rig, Scripted, blind, order, rig
 from tracerouter.cache import BoundedMemoryCache, OutputCache
 from tracerouter.classifiers import Chain, RiskClassifier
 from tracerouter.errors import BadRequest
@@ -71,6 +71,12 @@ async def rules() -> Rig:
     return with_models
 
 
+async def unsupported() -> Rig:
+    with_models = blind(rig("fine"), "small")
+    await routed(with_models, Task.parse(LOOK))
+    return with_models
+
+
 async def rejected() -> Rig:
     checks = Checks(["tests.unit.test_reasons:picky", "empty", "truncated", "refusal"])
     names = ["empty", "truncated", "refusal", "tests.unit.test_reasons:picky"]
@@ -118,7 +124,7 @@ async def ended() -> Rig:
     return with_models
 
 
-DRIVES: list[Callable[[], Awaitable[Rig]]] = [confident, thresholds, rules, rejected, lost, ended]
+DRIVES: list[Callable[[], Awaitable[Rig]]] = [confident, thresholds, rules, unsupported, rejected, lost, ended]
 
 
 @pytest.fixture

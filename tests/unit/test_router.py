@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +13,7 @@ import pytest
 from tests.gateway import Seen, cost_of
 from tracerouter.cache import BoundedMemoryCache, OutputCache
 from tracerouter.classifiers import RiskClassifier, RulesClassifier
-from tracerouter.errors import CallerGone, ConfigError, RateLimited, ServerFailed, UnknownModel
+from tracerouter.errors import BadRequest, CallerGone, ConfigError, RateLimited, ServerFailed, UnknownModel
 from tracerouter.policy import Policy, PolicyFile
 from tracerouter.pricing import Price
 from tracerouter.providers import Model, Simulated, SimulatedProvider
@@ -452,6 +452,70 @@ async def test_long_requests_start_at_the_last_rung() -> None:
     assert (outcome.reason, outcome.attempts[0].rung.role) == (Reason.TOO_LONG, Role.EXPENSIVE)
     outcome = await with_models.router.route(Task.chat("summarize: word"))
     assert outcome.reason is Reason.CONFIDENT
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+LOOK = {"messages": [{"role": "user", "content": [{"type": "text", "text": "what is it?"}, IMAGE]}]}
+
+
+def blind(with_models: Rig, *aliases: str) -> Rig:
+    """Let these models take no images."""
+    models = with_models.router.models
+    models.update({alias: replace(models[alias], vision=False) for alias in aliases})
+    return with_models
+
+
+async def test_an_image_starts_at_the_first_rung_that_takes_it() -> None:
+    """A request with an image goes past the rungs that take none, and says so; where none is left it is a 400."""
+    outcome = await blind(rig("fine"), "small").router.route(Task.parse(LOOK))
+    assert (outcome.reason, [one.rung.alias for one in outcome.attempts]) == (Reason.UNSUPPORTED, ["large"])
+    sighted = rig("fine")
+    assert (await sighted.router.route(Task.parse(LOOK))).reason is Reason.CONFIDENT
+    nobody = blind(rig("fine"), "small", "large")
+    for model in ("auto", "small"):
+        with pytest.raises(BadRequest, match="no model that may answer them takes images") as raised:
+            await nobody.router.route(Task.parse({**LOOK, "model": model}))
+        assert raised.value.param == "messages"
+    assert nobody.row["reason"] == "bad_request"
+    assert not nobody.books.entries
+    pinned = blind(rig("fine"), "small")
+    with pytest.raises(BadRequest):
+        await pinned.router.route(Task.parse({**LOOK, "model": "small"}))
+    assert (await pinned.router.route(Task.parse({**LOOK, "model": "large"}))).reason is Reason.PINNED
+
+
+async def test_n_has_a_bound() -> None:
+    """More choices than the policy takes are a 400 that costs nothing; a wrapped service still answers them."""
+
+    async def service(call: Call, meter: Meter) -> Completion:
+        return Completion.of("all of them", model="house").with_usage(Usage(1, 1))
+
+    with_models = rig("fine", policy={"max_choices": 2})
+    assert (await with_models.router.route(Task.chat("hi", handler=None))).status is Status.ANSWERED
+    many = {"n": 3, "messages": [{"role": "user", "content": "hi"}]}
+    with pytest.raises(BadRequest, match="`n` must be a whole number from 1 to 2, not 3"):
+        await with_models.router.route(Task.parse(many))
+    assert len(with_models.books.entries) == 1
+    outcome = await with_models.router.route(Task.parse(many, handler=service))
+    assert (outcome.reason, [one.rung.alias for one in outcome.attempts]) == (Reason.UNSUPPORTED, ["handler"])
+
+
+async def test_a_ladders_name_pins() -> None:
+    """A ladder that has a name is climbed by who asks for it, whatever the classifier says, if the tier allows it."""
+    ladders = {"careful": ["large", "small"]}
+    with_models = rig("the small answer", "I can't help with that.", policy={"ladders": ladders})
+    assert with_models.router.names == ["auto", "careful", "small", "large"]
+    outcome = await with_models.router.route(Task.chat("hello", model="careful"))
+    assert [(one.rung.alias, one.rung.role) for one in outcome.attempts] == [
+        ("large", Role.EXPENSIVE),
+        ("small", Role.FALLBACK),
+    ]
+    outcome = await with_models.router.route(Task.chat("hello", model="careful", caller=Caller(tier="free")))
+    assert (outcome.status, outcome.reason) == (Status.REFUSED, Reason.NOT_ALLOWED)
+    with pytest.raises(ConfigError, match=r"ladders\.small: a model is called so too"):
+        rig("fine", policy={"ladders": {"small": ["large"]}})
+    with pytest.raises(ConfigError, match=r"ladders\.quick: no model is called 'smal' \(did you mean 'small'\?\)"):
+        rig("fine", policy={"ladders": {"quick": ["smal"]}})
 
 
 async def test_without_a_wrapped_service_there_is_no_handler_rung() -> None:

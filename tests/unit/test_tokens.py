@@ -49,11 +49,13 @@ def test_a_request_counts_as_in_the_cookbook(messages: list[dict[str, str]]) -> 
 
 
 def test_parts_and_tools_count() -> None:
-    """Text parts count as their text, images not at all; calls and definitions of tools add to it."""
+    """Text parts count as their text, images by their detail and not their size; calls and definitions add to it."""
     tokens.count("")
-    parts = [{"type": "text", "text": "one"}, {"type": "image_url", "image_url": {"url": "data:" + "x" * 5000}}]
     plain: dict[str, Any] = {"messages": [{"role": "user", "content": "one"}]}
-    assert tokens.count_request({"messages": [{"role": "user", "content": parts}]}) == tokens.count_request(plain)
+    for detail, more in ((None, 765), ("high", 765), ("low", 85)):
+        image = {"type": "image_url", "image_url": {"url": "data:" + "x" * 5000, "detail": detail}}
+        seen = {"messages": [{"role": "user", "content": [{"type": "text", "text": "one"}, image]}]}
+        assert tokens.count_request(seen) == tokens.count_request(plain) + more
     called = {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look_up"}}]}]}
     silent = {"messages": [{"role": "assistant", "content": None}]}
     assert tokens.count_request(called) > tokens.count_request(silent)

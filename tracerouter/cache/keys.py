@@ -45,8 +45,11 @@ def output_key(task: Task, *, scope: str, salt: str, normal: Normal | None = Non
 
 
 def prompt_hash(task: Task, secret: bytes) -> str:
-    """Return a keyed hash of the messages: equal prompts can be found, but not guessed by who has only the log."""
-    told = orjson.dumps(task.messages, option=orjson.OPT_SORT_KEYS)
+    """Return a keyed hash of the messages or of what is to be embedded.
+
+    Equal prompts can be found by it, but not guessed by who has only the log.
+    """
+    told = orjson.dumps(task.body.get("messages") or task.body["input"], option=orjson.OPT_SORT_KEYS)
     return blake2b(told, digest_size=8, key=secret[:64]).hexdigest()
 
 

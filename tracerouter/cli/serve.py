@@ -46,7 +46,8 @@ def run(asked: argparse.Namespace) -> int:
             )
             raise ConfigError(msg)
         sys.stderr.write("no API keys are configured: everybody on this machine is the tenant `default`\n")
-    app = application(built.router, keys=built.keys, max_body=built.settings.max_body)
+    settings = built.settings
+    app = application(built.router, keys=built.keys, max_body=settings.max_body, keep_alive=settings.keep_alive)
     sys.stderr.write(f"policy {built.router.policy.id} on http://{asked.host}:{asked.port}/v1\n")
     try:
         web.run_app(

@@ -24,7 +24,7 @@ def decide(  # noqa: PLR0913 - all that a decision may depend on, and nothing el
     policy: Policy,
     *,
     ladder: Sequence[str],
-    pinned: str | None = None,
+    pinned: tuple[str, ...] = (),
     input_tokens: int = 0,
 ) -> Decision:
     """Choose the rungs to try.
@@ -35,7 +35,7 @@ def decide(  # noqa: PLR0913 - all that a decision may depend on, and nothing el
         policy: The rules.
         ladder: The rungs that this caller may use (:meth:`Policy.ladder_of`), less those that can't serve this
             request, and with the wrapped service last where there is one.
-        pinned: The alias that the caller asks for by name.
+        pinned: The rungs that the caller asks for by name, of an alias or of a ladder.
         input_tokens: Of the request; 0 where no rule needs them.
 
     Returns:
@@ -74,33 +74,37 @@ _STANDINGS: Final = (Reason.TOO_LONG, Reason.ABSTAINED, Reason.RISK, Reason.LOW_
 
 
 def _resolve(
-    classification: Classification, caller: Caller, policy: Policy, ladder: tuple[str, ...], pinned: str | None
+    classification: Classification, caller: Caller, policy: Policy, ladder: tuple[str, ...], pinned: tuple[str, ...]
 ) -> _Resolved:
     rule = policy.task(classification.label)
     threshold = _threshold(classification, policy, rule)
     tier = policy.tiers.get(caller.tier) if caller.tier else None
     bound = tier.ladder if tier else None
+    own = policy.ladder_of(caller)
     rules = rule.rules
     if any(policy.risks[risk].cache is not None for risk in classification.risks if risk in policy.risks):
         rules = replace(rules, cache_ttl=None)
+    forced = _forced(classification, policy, rule, tier)
 
     def decision(standing: Reason) -> Decision:
-        start, reason = _forced(classification, policy, rule, tier) or (None, standing)
+        start, reason = forced or (own[0] if standing is Reason.CONFIDENT else None, standing)
         rungs: tuple[Rung, ...] = ()
-        if pinned is not None:
-            reason = Reason.NOT_ALLOWED if bound and pinned not in bound else Reason.PINNED
+        if pinned:
+            reason = Reason.NOT_ALLOWED if bound and not {*pinned} <= {*bound} else Reason.PINNED
             if reason is Reason.PINNED:
-                is_last = len(ladder) > 1 and pinned == ladder[-1]
-                rungs = (Rung(pinned, Role.EXPENSIVE if is_last else Role.CHEAP),)
+                is_last = len(ladder) > 1 and pinned[0] == ladder[-1]
+                first = Rung(pinned[0], Role.EXPENSIVE if is_last else Role.CHEAP)
+                rungs = (first, *(Rung(alias, Role.FALLBACK) for alias in pinned[1:]))
         elif not ladder:
             reason = Reason.NO_RUNG_LEFT
         else:
-            if start is not None:
-                start, reason = (start, reason) if start in ladder else (ladder[-1], Reason.TIER)
-            elif standing is Reason.CONFIDENT:
-                start = ladder[0]
-            else:
+            if start is None:
                 start, reason = ladder[-1], Reason.TIER if bound and policy.ladder[-1] not in bound else standing
+            elif start not in ladder and start not in own:
+                start, reason = ladder[-1], Reason.TIER
+            elif start not in ladder:
+                later = (alias for alias in own[own.index(start) :] if alias in ladder)
+                start, reason = next(later, ladder[-1]), Reason.UNSUPPORTED
             rungs = _rungs(ladder, start)
         return Decision(rungs, reason, classification.label, threshold, rules, policy.id)
 

@@ -51,6 +51,15 @@ def _no_rung_twice(ladder: list[str]) -> list[str]:
 
 Ladder = Annotated[list[str], Field(min_length=1), AfterValidator(_no_rung_twice)]
 
+
+def _not_auto(found: str) -> str:
+    if found == "auto":
+        raise PydanticCustomError("taken", "a ladder can't be called auto, which is `ladder` itself")
+    return found
+
+
+LadderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$"), AfterValidator(_not_auto)]
+
 DECISIONS = 1024
 """How many resolutions of a policy are remembered, at most; some 2 kB each."""
 
@@ -209,6 +218,7 @@ class TierPolicy(Written):
     """What holds for the callers of one tier."""
 
     ladder: Ladder | None = None
+    embeddings: list[str] | None = Field(default=None, description="Instead of the policy's")
     on_risk: OnRisk | None = None
 
 
@@ -219,7 +229,10 @@ class PolicyFile(Written):
     version: Annotated[int, Field(ge=1)] = 1
     ladder: Ladder = Field(description="Model aliases, the cheapest first")
     min_confidence: Probability = 0.70
+    ladders: dict[LadderName, Ladder] = Field(default={}, description="Others, that a caller asks for as its `model`")
+    embeddings: list[str] = Field(default=[], description="Model aliases that a request for embeddings may name")
     max_output_tokens: Tokens = Field(default=1024, description="Sent to the model, so that its answer has a bound")
+    max_choices: Annotated[int, Field(ge=1, le=128)] = Field(default=8, description="The most `n` that is taken")
     checks: list[ValidatorRule] = Field(default=["empty"], alias="validate", description="Validators of every answer")
     cache: CacheRule = CachePolicy()
     freshness: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")], Seconds] = Field(
@@ -252,6 +265,16 @@ class PolicyFile(Written):
                     msg = "{name}.tasks: {label} is none of the tasks{nearest}"
                     told = {"name": name, "label": repr(label), "nearest": nearest(label, self.tasks)}
                     raise PydanticCustomError("not_known", msg, {"key": "risks", **told})
+        return self
+
+    @model_validator(mode="after")
+    def _tiers_embed_with_what_there_is(self) -> Self:
+        for name, tier in self.tiers.items():
+            for alias in tier.embeddings or ():
+                if alias not in self.embeddings:
+                    msg = "tiers.{name}.embeddings: {alias} is not among the policy's `embeddings`{nearest}"
+                    told = {"name": name, "alias": repr(alias), "nearest": nearest(alias, self.embeddings)}
+                    raise PydanticCustomError("not_known", msg, told)
         return self
 
     @model_validator(mode="after")
@@ -313,6 +336,12 @@ class Policy:
     freshness: Mapping[str, float]
     """How old an answer may be (seconds), by the names that tasks and callers use."""
     label_patterns: Mapping[str, tuple[str, ...]] = field(repr=False)
+    ladders: Mapping[str, tuple[str, ...]]
+    """Those that a caller may ask for by name."""
+    embeddings: tuple[str, ...]
+    """The models that a request for embeddings may name, whatever the tier."""
+    max_choices: int
+    """The most ``n`` that is taken."""
     source: str
     """The file it was read from."""
     salt: str = field(repr=False)
@@ -338,7 +367,7 @@ class Policy:
         normal = Normal(tuple(asked.synonyms.items()), tuple(asked.noise)) if asked else None
         changing: list[Any] = [
             [usual, {label: rules for label, rules in special.items() if rules != usual}],
-            [written.ladder, {name: tier.ladder for name, tier in tiers.items()}],
+            [written.ladder, {name: tier.ladder for name, tier in tiers.items()}, written.ladders],
         ]
         if normal not in (None, Normal()):
             changing.append(normal)  # what was taken for one question before may be two now
@@ -355,6 +384,9 @@ class Policy:
             normal=normal,
             freshness=written.freshness,
             label_patterns={label: tuple(task.match) for label, task in written.tasks.items() if task.match},
+            ladders={name: tuple(ladder) for name, ladder in written.ladders.items()},
+            embeddings=tuple(written.embeddings),
+            max_choices=written.max_choices,
             source=source,
             salt=salt,
         )
@@ -372,6 +404,11 @@ class Policy:
         """Return the rungs that the caller's tier allows."""
         tier = self.tiers.get(caller.tier) if caller.tier else None
         return tuple(tier.ladder) if tier and tier.ladder else self.ladder
+
+    def embeddings_of(self, caller: Caller) -> tuple[str, ...]:
+        """Return the models that the caller's tier may embed with."""
+        tier = self.tiers.get(caller.tier) if caller.tier else None
+        return self.embeddings if tier is None or tier.embeddings is None else tuple(tier.embeddings)
 
     @property
     def caches(self) -> bool:
@@ -391,8 +428,10 @@ class Policy:
 
     def aliases(self) -> Iterator[tuple[str, str]]:
         """Yield each alias that is named, after the place where it is."""
-        for alias in self.ladder:
-            yield "ladder", alias
+        named = {f"ladders.{name}": ladder for name, ladder in self.ladders.items()}
+        for where, ladder in {"ladder": self.ladder, **named, "embeddings": self.embeddings}.items():
+            for alias in ladder:
+                yield where, alias
         for label, rule in self.tasks.items():
             if rule.start:
                 yield f"tasks.{label}.start", rule.start
@@ -409,8 +448,11 @@ class Policy:
         """Check that every alias is one of `known`.
 
         Raises:
-            ConfigError: Names the place, the alias, and the nearest known one.
+            ConfigError: Names the place, the alias, and the nearest known one; or the ladder that is called as a model.
         """
+        for name in self.ladders.keys() & set(known):
+            msg = f"{self.source}: ladders.{name}: a model is called so too; a caller's `model` could mean either"
+            raise ConfigError(msg)
         for where, alias in self.aliases():
             if alias not in known:
                 msg = f"{self.source}: {where}: no model is called {alias!r}{nearest(alias, known)}"

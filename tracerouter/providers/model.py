@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -14,7 +14,7 @@ import orjson
 from tracerouter.errors import ProviderError, ProviderTimeout, TracerouterError, place
 from tracerouter.telemetry import names
 from tracerouter.tokens import count, count_request
-from tracerouter.types import Call, Cost, Source, Usage, content_text
+from tracerouter.types import CHAT, Cost, Source, Usage, content_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tracerouter.pricing import Price
     from tracerouter.protocols import Provider, Sink
     from tracerouter.telemetry import Note, Timeline
-    from tracerouter.types import Completion, Meter, Use
+    from tracerouter.types import Call, Completion, Meter, Use
 
 log = logging.getLogger(__name__)
 
@@ -48,41 +48,44 @@ class Model:
     """Further tries after a failure that may pass."""
     limit_field: str = "max_tokens"
     """The name under which it takes the bound on its answer."""
+    vision: bool = True
+    """Whether it takes images."""
     address: str | None = None
     port: int | None = None
 
     async def complete(self, call: Call, meter: Meter, timeline: Timeline, sink: Sink | None) -> Completion:
-        """Ask the model, within the deadline, and try again where that may help; one ``chat`` span tells of it.
+        """Ask the model, within the deadline, and try again where that may help; one span tells of it.
 
         `meter` says at any time what it has used, also when this raises.
 
         Raises:
             ProviderError: There is no answer.
         """
-        with timeline.inference(self.name, self.kind) as note:
+        is_chat = call.operation == CHAT
+        with timeline.inference(self.name, self.kind, call.operation) as note:
             if self.address is not None:
                 note.attributes[names.SERVER_ADDRESS] = self.address
             if self.port is not None:
                 note.attributes[names.SERVER_PORT] = self.port
-            if timeline.capture:
+            if timeline.capture and is_chat:
                 note.attributes[names.GEN_AI_INPUT_MESSAGES] = _told(call.body["messages"])
             started_ns = time.perf_counter_ns()
             try:
                 headers = {**call.headers, "traceparent": note.traceparent}
-                sent = Call(call.body, call.deadline, headers, call.handler, call.escalation)
-                completion = await self._tries(sent, meter, note, sink)
+                completion = await self._tries(replace(call, headers=headers), meter, note, sink)
             finally:
                 meter.usage, meter.cost = self.bill(meter, call.body)
                 note.usage, note.cost_nanos = meter.usage, meter.cost.nanos
                 note.attributes[names.COST_SOURCE] = meter.cost.source.value
                 if meter.first_chunk_ns is not None:
                     note.attributes[names.GEN_AI_FIRST_CHUNK] = (meter.first_chunk_ns - started_ns) / 1e9
-            note.attributes[names.GEN_AI_FINISH_REASONS] = completion.finish_reasons
+            if is_chat:
+                note.attributes[names.GEN_AI_FINISH_REASONS] = completion.finish_reasons
             if completion.model:
                 note.attributes[names.GEN_AI_RESPONSE_MODEL] = completion.model
             if completion.id:
                 note.attributes[names.GEN_AI_RESPONSE_ID] = completion.id
-            if timeline.capture:
+            if timeline.capture and is_chat:
                 note.attributes[names.GEN_AI_OUTPUT_MESSAGES] = _told([completion.message])
         if completion.body.get("usage") or meter.usage is None:
             return completion

@@ -1,4 +1,4 @@
-"""Any server that speaks OpenAI's chat completions: OpenAI, vLLM, llama.cpp, Ollama, other gateways."""
+"""Any server that speaks OpenAI's chat completions, or embeddings: OpenAI, vLLM, llama.cpp, Ollama, other gateways."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from tracerouter.errors import AnswerLost
-from tracerouter.providers.http import Answer, Events, are_objects, decoded, demand, posted, usage_of
-from tracerouter.types import Completion, content_text
+from tracerouter.providers.http import (
+    MAX_STREAM_BYTES,
+    Answer,
+    Events,
+    are_objects,
+    decoded,
+    demand,
+    posted,
+    usage_of,
+)
+from tracerouter.types import CHAT, EMBEDDINGS, Completion, content_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -33,8 +42,13 @@ class OpenAIProvider:
         session: Returns the HTTP session to use. It is not closed here.
     """
 
+    operations = (CHAT, EMBEDDINGS)
+
     def __init__(self, base_url: str, api_key: str | None, session: Callable[[], aiohttp.ClientSession]) -> None:
-        self._url = f"{base_url.rstrip('/')}/chat/completions"
+        self._urls = {
+            CHAT: f"{base_url.rstrip('/')}/chat/completions",
+            EMBEDDINGS: f"{base_url.rstrip('/')}/embeddings",
+        }
         self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
         self._session = session
 
@@ -51,7 +65,9 @@ class OpenAIProvider:
         """
         asked = call.body if sink is None else {**call.body, **_STREAMED}
         headers = {**call.headers, **self._headers}
-        async with posted(self._session(), self._url, asked, headers, meter) as answer:
+        async with posted(self._session(), self._urls[call.operation], asked, headers, meter) as answer:
+            if call.operation == EMBEDDINGS:
+                return _embedded(await answer.whole(MAX_STREAM_BYTES), meter)
             if sink is None or answer.is_json:  # some servers can't stream, and errors often come plain
                 return _plain(await answer.whole(), meter)
             return await _streamed(answer, meter, sink)
@@ -65,6 +81,17 @@ def _plain(raw: bytes, meter: Meter) -> Completion:
         for text in _output(message):
             meter.received(text)
     _report(body, meter)
+    return Completion(body)
+
+
+def _embedded(raw: bytes, meter: Meter) -> Completion:
+    body = decoded(raw)
+    demand(are_objects(body.get("data")), "has no list of embeddings")
+    told = body.get("usage")
+    if isinstance(told, dict):
+        usage = usage_of({**told, "completion_tokens": 0})
+        if usage is not None:
+            meter.reported(usage)
     return Completion(body)
 
 

@@ -144,6 +144,13 @@ SPAN_ATTRIBUTES: Final[dict[str, dict[str, type]]] = {
         names.SERVER_ADDRESS: str, names.SERVER_PORT: int, names.COST: float, names.COST_SOURCE: str,
         names.GEN_AI_INPUT_MESSAGES: str, names.GEN_AI_OUTPUT_MESSAGES: str,
     },
+    "embeddings": {
+        names.GEN_AI_OPERATION: str, names.GEN_AI_PROVIDER: str, names.GEN_AI_REQUEST_MODEL: str,
+        names.GEN_AI_RESPONSE_MODEL: str, names.GEN_AI_INPUT_TOKENS: int, names.GEN_AI_OUTPUT_TOKENS: int,
+        names.GEN_AI_CACHED_TOKENS: int, names.GEN_AI_CACHE_WRITE_TOKENS: int, names.GEN_AI_REASONING_TOKENS: int,
+        names.ERROR_TYPE: str,
+        names.SERVER_ADDRESS: str, names.SERVER_PORT: int, names.COST: float, names.COST_SOURCE: str,
+    },
 }  # fmt: skip
 """By the first word of the span's name; ``server`` for the span of the HTTP request itself."""
 

@@ -266,7 +266,7 @@ class Draft:
             user=self._user,
             task=decision.label if decision else found.label if found else None,
             confidence=found.confidence if found else None,
-            threshold=decision.threshold if decision else None,
+            threshold=decision.threshold if decision and found else None,
             risks=tuple(sorted(found.risks)) if found else (),
             classifier=found.classifier if found else None,
             route=_route(status, last),
@@ -300,7 +300,7 @@ class Draft:
             classifier_calls=tuple(_tried(call) for call in self.classifier_calls),
             error_type=note.error_type,
             prompt=self.task.text if self.timeline.capture else None,
-            answer=completion.text if self.timeline.capture and completion else None,
+            answer=completion.text if self.timeline.capture and completion and "choices" in completion.body else None,
             timeline=self.timeline,
         )
 

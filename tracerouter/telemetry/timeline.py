@@ -20,7 +20,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from tracerouter.errors import ProviderError
 from tracerouter.telemetry import names
-from tracerouter.types import Reason
+from tracerouter.types import CHAT, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -208,10 +208,10 @@ class Timeline:
         self.notes.append(note)
         return note
 
-    def inference(self, model: str, provider: str) -> Note:
-        """Open the note of one model call (GenAI conventions: ``chat {model}``, kind CLIENT)."""
-        note = self.stage(f"chat {model}", SpanKind.CLIENT)
-        note.attributes[names.GEN_AI_OPERATION] = "chat"
+    def inference(self, model: str, provider: str, operation: str = CHAT) -> Note:
+        """Open the note of one model call (GenAI conventions: ``{operation} {model}``, kind CLIENT)."""
+        note = self.stage(f"{operation} {model}", SpanKind.CLIENT)
+        note.attributes[names.GEN_AI_OPERATION] = operation
         note.attributes[names.GEN_AI_PROVIDER] = provider
         note.attributes[names.GEN_AI_REQUEST_MODEL] = model
         return note

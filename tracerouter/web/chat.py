@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 from aiohttp import web
 
 from tracerouter.errors import BadRequest, CallerGone, TooLarge
-from tracerouter.telemetry import current_traceparent, fresh_id
+from tracerouter.telemetry import fresh_id
 from tracerouter.types import Freshness, Task
 from tracerouter.web import errors
+from tracerouter.web.events import EventStream, identity
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from tracerouter.router import Router
     from tracerouter.types import Call, Caller, Completion, Meter, Outcome
@@ -50,10 +50,10 @@ async def read_task(
     caller: Caller,
     *,
     max_bytes: int,
-    request_id: str,
     handler: Service | None = None,
+    parse: Callable[..., Task] = Task.parse,
 ) -> Task:
-    """Read a chat completion request.
+    """Read a request, by default one for a chat completion.
 
     Raises:
         BadRequest: Names the field or header that is wrong.
@@ -63,148 +63,105 @@ async def read_task(
         raw = await request.read()
     except web.HTTPRequestEntityTooLarge:
         msg = f"the body is larger than the {max_bytes} bytes that are taken"
-        raise TooLarge(msg, "messages") from None
+        raise TooLarge(msg, "messages" if parse == Task.parse else "input") from None
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         msg = f"the body is no JSON: {error}"
         raise BadRequest(msg) from None
-    return Task.parse(
+    return parse(
         body,
         max_bytes=max_bytes,
         caller=caller,
-        hint=_header(request, "x-tracerouter-task", _NAME),
-        freshness=_freshness(request),
-        timeout=_timeout(request),
-        request_id=request_id,
+        request_id=request[REQUEST_ID],
         handler=handler,
+        **wishes(request.headers),
     )
 
 
+def wishes(headers: Mapping[str, str]) -> dict[str, Any]:
+    """Read what the ``x-tracerouter-…`` headers of a request ask for, as fields of a Task.
+
+    Raises:
+        BadRequest: Names the header that is wrong.
+    """
+    return {
+        "hint": _name(headers, "x-tracerouter-task"),
+        "freshness": _freshness(headers),
+        "timeout": _timeout(headers),
+    }
+
+
 async def answer(
-    request: web.Request, router: Router, task: Task, service: Service | None = None
+    request: web.Request,
+    router: Router,
+    task: Task,
+    service: Service | None = None,
+    *,
+    keep_alive: float | None = None,
 ) -> web.StreamResponse:
     """Route `task` and answer as OpenAI does: plain, or as server-sent events where the task asks for a stream.
 
     Where a wrapped `service` had the last word, its own response is the answer.
+
+    Args:
+        request: The HTTP request.
+        router: Where it goes.
+        task: What it asks.
+        service: The wrapped handler, if there is one; it may begin the response, so that nothing else may.
+        keep_alive: Seconds of silence in a stream after which a comment is sent. The first one settles the status: an
+            error after it is told in an event. None: no comments.
+
+    Raises:
+        BadRequest: The task itself is wrong, and nothing has been answered yet.
     """
-    stream = _Stream(request, task, router.policy.id) if task.body.get("stream") else None
+
+    async def opening(headers: dict[str, str]) -> web.StreamResponse:
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(request)
+        return response
+
+    stream = EventStream(task, router.policy.id, opening) if task.body.get("stream") else None
     try:
-        outcome = await router.route(task, stream.send if stream else None)
-    except BadRequest as error:
-        return errors.response(errors.of_bad_request(error), task.request_id or "")
+        routing = router.route(task, stream.send if stream else None)
+        outcome = await (stream.kept_alive(routing, keep_alive) if stream and keep_alive else routing)
     except CallerGone:
         if stream is None or stream.response is None:
             raise
         return stream.response
+    except Exception as error:
+        if stream is None or stream.response is None:
+            raise
+        return await stream.fail(error)
     if service is not None and service.response is not None and router.ended_at_handler(outcome):
         if not service.response.prepared:
             service.response.headers.update(outcome.headers)
         return service.response
     if stream is not None and (stream.response is not None or outcome.completion is not None):
         return await stream.finish(outcome)
-    if outcome.completion is None:
+    return plain(outcome, "chat.completion")
+
+
+def plain(outcome: Outcome, kind: str) -> web.Response:
+    """Make a plain answer, or tell why there is none; `kind` is its ``object``."""
+    completion = outcome.completion
+    if completion is None:
         return errors.response(errors.of_outcome(outcome), outcome.request_id, outcome.headers)
-    return web.Response(
-        body=orjson.dumps(plain(outcome.completion, outcome)),
-        headers=outcome.headers,
-        content_type="application/json",
-    )
+    told = identity(completion.body, outcome.request_id) if kind == "chat.completion" else {}
+    body = {**told, "object": kind, **completion.body, "tracerouter": outcome.facts}
+    return web.Response(body=orjson.dumps(body), headers=outcome.headers, content_type="application/json")
 
 
-def plain(completion: Completion, outcome: Outcome) -> dict[str, Any]:
-    """Make the body of a plain answer."""
-    return {**_identity(completion, outcome.request_id), **completion.body, "tracerouter": outcome.facts}
-
-
-class _Stream:
-    """An answer as server-sent events.
-
-    The response starts with the first chunk, so that until then an error can have a status of its own.
-    """
-
-    def __init__(self, request: web.Request, task: Task, policy: str) -> None:
-        self._request = request
-        self._policy = policy
-        self._id = task.request_id or ""
-        self._with_usage = bool((task.body.get("stream_options") or {}).get("include_usage"))
-        self._identity: dict[str, Any] = {}
-        self.response: web.StreamResponse | None = None
-
-    async def send(self, chunk: Mapping[str, Any]) -> None:
-        """Write one chunk; waits while the client is slow."""
-        if self.response is None:
-            self._identity = _identity_of(chunk, self._id)
-            self.response = await self._start()
-        await self._write({**self._identity, **chunk})
-
-    async def finish(self, outcome: Outcome) -> web.StreamResponse:
-        """Write how it ended: finish reasons, usage where it was asked for, and the request's facts."""
-        response = self.response = self.response or await self._start()
-        completion = outcome.completion
-        if completion is None:
-            problem = errors.of_outcome(outcome)
-            told = orjson.loads(errors.body(problem, outcome.request_id)) | {"tracerouter": outcome.facts}
-            await self._write(told)
-        else:
-            await self._finish_choices(completion, outcome)
-        await response.write(b"data: [DONE]\n\n")
-        await response.write_eof()
-        return response
-
-    async def _finish_choices(self, completion: Completion, outcome: Outcome) -> None:
-        shell = self._identity or _identity_of(completion.body, self._id)
-        ends = [
-            {"index": choice.get("index", 0), "delta": {}, "finish_reason": choice.get("finish_reason")}
-            for choice in completion.body["choices"]
-        ]
-        last = {**shell, "object": "chat.completion.chunk", "choices": ends}
-        if self._with_usage:
-            await self._write(last)
-            last = {**last, "choices": [], "usage": completion.body.get("usage")}
-        await self._write({**last, "tracerouter": outcome.facts})
-
-    async def _start(self) -> web.StreamResponse:
-        headers = {
-            "content-type": "text/event-stream",
-            "cache-control": "no-cache",
-            "x-request-id": self._id,
-            "traceparent": current_traceparent(),
-            "x-tracerouter-policy": self._policy,
-        }
-        response = web.StreamResponse(headers=headers)
-        await response.prepare(self._request)
-        return response
-
-    async def _write(self, chunk: Mapping[str, Any]) -> None:
-        if self.response is not None:
-            await self.response.write(b"data: " + orjson.dumps(chunk) + b"\n\n")
-
-
-def _identity(completion: Completion, fallback: str) -> dict[str, Any]:
-    return {**_identity_of(completion.body, fallback), "object": "chat.completion"}
-
-
-def _identity_of(body: Mapping[str, Any], fallback: str) -> dict[str, Any]:
-    """Return what OpenAI's clients expect every answer and chunk to have."""
-    return {
-        "id": body.get("id") or f"chatcmpl-{fallback}",
-        "object": "chat.completion.chunk",
-        "created": body.get("created") or int(time.time()),
-        "model": body.get("model") or "tracerouter",
-    }
-
-
-def _header(request: web.Request, name: str, shape: re.Pattern[str]) -> str | None:
-    value = request.headers.get(name)
-    if value is not None and not shape.fullmatch(value):
+def _name(headers: Mapping[str, str], name: str) -> str | None:
+    value = headers.get(name)
+    if value is not None and not _NAME.fullmatch(value):
         msg = f"the header `{name}` must be a name of letters, digits and _.:-, at most 64 characters long"
         raise BadRequest(msg, name)
     return value
 
 
-def _freshness(request: web.Request) -> Freshness:
-    value = request.headers.get("x-tracerouter-cache")
+def _freshness(headers: Mapping[str, str]) -> Freshness:
+    value = headers.get("x-tracerouter-cache")
     if value is None:
         return Freshness()
     if value == "no-store":
@@ -218,8 +175,8 @@ def _freshness(request: web.Request) -> Freshness:
     return Freshness(label=match[2]) if match[2] else Freshness(max_age=float(match[1]))
 
 
-def _timeout(request: web.Request) -> float | None:
-    value = request.headers.get("x-tracerouter-timeout")
+def _timeout(headers: Mapping[str, str]) -> float | None:
+    value = headers.get("x-tracerouter-timeout")
     if value is None:
         return None
     try:

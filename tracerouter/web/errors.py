@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 from aiohttp import web
 
-from tracerouter.errors import BadRequest, ProviderError, RequestRejected
+from tracerouter.errors import BadRequest, ProviderError, RequestRejected, ServerFailed
 from tracerouter.types import Outcome, Reason, Status
 
 if TYPE_CHECKING:
@@ -36,11 +37,18 @@ class Problem(NamedTuple):
     param: str | None = None
     retry_after: float | None = None
     """Seconds."""
+    retry: bool = False
+    """Whether the same request may do better later. SDKs retry 409, 429 and 5xx by themselves, unless
+    ``x-should-retry`` says no: what was tried here, on every rung and with each model's own retries, would be tried,
+    and paid for, again."""
 
     @property
     def kind(self) -> str:
         """OpenAI's name for this sort of error."""
         return _BY_STATUS.get(self.status, "server_error")
+
+
+INTERNAL = Problem(500, "something went wrong here", "internal")
 
 
 def of_bad_request(error: BadRequest) -> Problem:
@@ -62,10 +70,10 @@ def of_outcome(outcome: Outcome) -> Problem:
     if last.reason is Reason.TIMEOUT:
         return Problem(504, message, outcome.reason)
     if last.reason is Reason.RATE_LIMITED:
-        return Problem(429, message, outcome.reason, retry_after=error.retry_after)
+        return Problem(429, message, outcome.reason, retry_after=error.retry_after, retry=True)
     if last.reason is Reason.CONTEXT_TOO_LONG:
         return Problem(400, message, "context_length_exceeded", "messages")
-    return _rejected(error, message, outcome.reason)
+    return _failed(error, message, outcome.reason)
 
 
 def response(problem: Problem, request_id: str, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -73,8 +81,9 @@ def response(problem: Problem, request_id: str, headers: Mapping[str, str] | Non
     log.warning("request %s answered %d: %s", request_id, problem.status, problem.code)
     told = dict(headers or {})
     told["x-request-id"] = request_id
+    told["x-should-retry"] = "true" if problem.retry else "false"
     if problem.retry_after is not None:
-        told["retry-after"] = str(max(1, round(problem.retry_after)))
+        told["retry-after"] = str(max(1, ceil(problem.retry_after)))
     if problem.status == 401:  # noqa: PLR2004 - HTTP's own number
         told["www-authenticate"] = "Bearer"
     return web.Response(
@@ -90,8 +99,10 @@ def body(problem: Problem, request_id: str) -> bytes:
     )
 
 
-def _rejected(error: ProviderError, message: str, reason: str) -> Problem:
+def _failed(error: ProviderError, message: str, reason: str) -> Problem:
     """Blame the caller only for what the provider said of the request itself."""
+    if isinstance(error, ServerFailed) and error.retry_after is not None:
+        return Problem(503, message, reason, retry_after=error.retry_after, retry=True)
     if isinstance(error, RequestRejected) and error.reason == Reason.BAD_REQUEST:
         return Problem(400, f"{message}: {error}", "invalid_request")
     return Problem(502, message, reason)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from aiohttp import web
 
 from tracerouter.errors import BadRequest, Unauthorized, place
-from tracerouter.router import AUTO
-from tracerouter.types import Caller
+from tracerouter.types import Caller, Task
 from tracerouter.web import chat, errors, tracing
 from tracerouter.web.chat import REQUEST_ID
 
@@ -32,17 +31,21 @@ class Keys(Protocol):
         ...
 
 
-def application(router: Router, *, keys: Keys | None, max_body: int) -> web.Application:
+def application(
+    router: Router, *, keys: Keys | None, max_body: int, keep_alive: float | None = None
+) -> web.Application:
     """Make the gateway's application. It closes the router when it is cleaned up.
 
     Args:
         router: Where requests go.
         keys: API keys; None: everybody is the tenant ``default``.
         max_body: The largest request body (bytes).
+        keep_alive: Seconds of silence in a stream after which a comment is sent; None: never.
     """
-    gateway = _Gateway(router, keys, max_body)
+    gateway = _Gateway(router, keys, max_body, keep_alive)
     app = web.Application(client_max_size=max_body, middlewares=[gateway.around])
     app.router.add_post("/v1/chat/completions", gateway.chat_completions)
+    app.router.add_post("/v1/embeddings", gateway.embeddings)
     app.router.add_get("/v1/models", gateway.models)
     app.router.add_get("/healthz", gateway.healthz)
     app.router.add_get("/readyz", gateway.readyz)
@@ -52,10 +55,11 @@ def application(router: Router, *, keys: Keys | None, max_body: int) -> web.Appl
 
 
 class _Gateway:
-    def __init__(self, router: Router, keys: Keys | None, max_body: int) -> None:
+    def __init__(self, router: Router, keys: Keys | None, max_body: int, keep_alive: float | None) -> None:
         self._router = router
         self._keys = keys
         self._max_body = max_body
+        self._keep_alive = keep_alive
 
     @web.middleware
     async def around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -79,21 +83,27 @@ class _Gateway:
             problem = errors.Problem(error.status, f"{request.method} {request.path[:128]}: {error.reason}", code)
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer
             log.error("request %s failed: %s", request_id, place(error))
-            problem = errors.Problem(500, "something went wrong here", "internal")
+            problem = errors.INTERNAL
         return errors.response(problem, request_id)
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
         """``POST /v1/chat/completions``."""
         caller = self._caller(request)
-        task = await chat.read_task(request, caller, max_bytes=self._max_body, request_id=request[REQUEST_ID])
-        return await chat.answer(request, self._router, task)
+        task = await chat.read_task(request, caller, max_bytes=self._max_body)
+        return await chat.answer(request, self._router, task, keep_alive=self._keep_alive)
+
+    async def embeddings(self, request: web.Request) -> web.StreamResponse:
+        """``POST /v1/embeddings``: passed on to the model that it names."""
+        caller = self._caller(request)
+        task = await chat.read_task(request, caller, max_bytes=self._max_body, parse=Task.embeddings)
+        return chat.plain(await self._router.embed(task), "list")
 
     async def models(self, request: web.Request) -> web.Response:
-        """``GET /v1/models``: ``auto`` and the aliases."""
+        """``GET /v1/models``: ``auto``, the ladders that have a name, and the models."""
         self._caller(request)
         told = [
             {"id": name, "object": "model", "created": 0, "owned_by": "tracerouter"}
-            for name in (AUTO, *self._router.aliases)
+            for name in (*self._router.names, *self._router.policy.embeddings)
         ]
         return web.json_response({"object": "list", "data": told}, headers={"x-request-id": request[REQUEST_ID]})
 

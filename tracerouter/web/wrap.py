@@ -10,7 +10,7 @@ from aiohttp import web
 from tracerouter.errors import BadRequest, ConfigError, RequestRejected, ServerFailed
 from tracerouter.router import Router
 from tracerouter.types import NANOS, Caller, Completion, Usage
-from tracerouter.web import chat, tracing
+from tracerouter.web import chat, errors, tracing
 from tracerouter.web.chat import REQUEST_ID
 
 if TYPE_CHECKING:
@@ -105,12 +105,13 @@ async def _routed(
     service = _Service(request, handler)
     caller = await _caller(request, identify)
     try:
-        task = await chat.read_task(
-            request, caller, max_bytes=request.client_max_size, request_id=request_id, handler=service
-        )
+        task = await chat.read_task(request, caller, max_bytes=request.client_max_size, handler=service)
     except BadRequest:  # what we can't read, the service may: wrapping takes nothing away
         return await service.respond()
-    return await chat.answer(request, router, task, service)
+    try:
+        return await chat.answer(request, router, task, service)
+    except BadRequest as error:
+        return errors.response(errors.of_bad_request(error), request_id)
 
 
 async def _caller(request: web.Request, identify: Identify | None) -> Caller:
@@ -157,13 +158,13 @@ class _Service:
             failed = ServerFailed if status >= 500 else RequestRejected  # noqa: PLR2004
             msg = f"the wrapped handler answered {status}"
             raise failed(msg, status=status)
-        return _completion(response)
+        raw = response.body if isinstance(response, web.Response) else None  # what it streamed is gone
+        return completion_of(raw if isinstance(raw, bytes) else None)
 
 
-def _completion(response: web.StreamResponse) -> Completion:
-    """Read the handler's answer, as far as it can be read; what it streamed is gone."""
-    raw = response.body if isinstance(response, web.Response) else None
-    if not isinstance(raw, bytes):
+def completion_of(raw: bytes | None) -> Completion:
+    """Read a service's answer, as far as it can be read."""
+    if raw is None:
         return Completion.of("", model="handler")
     try:
         body = orjson.loads(raw)

@@ -72,8 +72,14 @@ ONLY_SMALL = [("small", Role.CHEAP)]
         (decided(confidence=0.1, tier="free"), Reason.TIER, ONLY_SMALL),
         (decided("reasoning", 0.99, tier="free"), Reason.TIER, ONLY_SMALL),
         (decided(tier="unheard of"), Reason.CONFIDENT, CHEAP_FIRST),
-        (decided(pinned="large"), Reason.PINNED, [("large", Role.EXPENSIVE)]),
-        (decided(pinned="large", tier="free"), Reason.NOT_ALLOWED, []),
+        (decided(pinned=("large",)), Reason.PINNED, [("large", Role.EXPENSIVE)]),
+        (decided(pinned=("large",), tier="free"), Reason.NOT_ALLOWED, []),
+        (decided(pinned=("small", "large")), Reason.PINNED, CHEAP_FIRST),
+        (decided(pinned=("large", "small")), Reason.PINNED, [("large", Role.EXPENSIVE), ("small", Role.FALLBACK)]),
+        (decided(pinned=("small", "large"), tier="free"), Reason.NOT_ALLOWED, []),
+        (decided(ladder=("large",)), Reason.UNSUPPORTED, [("large", Role.CHEAP)]),
+        (decided("reasoning", 0.99, ladder=("small",)), Reason.UNSUPPORTED, ONLY_SMALL),
+        (decided(confidence=0.1, ladder=("large",)), Reason.LOW_CONFIDENCE, [("large", Role.CHEAP)]),
         (decided(ladder=()), Reason.NO_RUNG_LEFT, []),
     ],
 )
@@ -111,18 +117,25 @@ def test_a_middle_rung_called_first_is_cheap() -> None:
     confidence=st.floats(0, 1),
     risks=st.frozensets(st.sampled_from([*RISKS, "unheard of"])),
     tier=st.sampled_from([None, "free", "enterprise", "x"]),
-    pinned=st.sampled_from([None, "small", "large"]),
+    pinned=st.sampled_from([(), ("small",), ("large",), ("large", "small")]),
+    able=st.sampled_from([(), ("small",), ("large",), ("small", "large")]),
     tokens=st.integers(0, 1000),
 )
 def test_every_input_has_a_decision(
-    label: str, confidence: float, risks: frozenset[str], tier: str | None, pinned: str | None, tokens: int
+    label: str,
+    confidence: float,
+    risks: frozenset[str],
+    tier: str | None,
+    pinned: tuple[str, ...],
+    able: tuple[str, ...],
+    tokens: int,
 ) -> None:
     """Any request has a Decision, and it is the same whether the policy was just read or has decided before."""
     caller = Caller(tier=tier)
     found = Classification(label, confidence, risks)
-    ladder = POLICY.ladder_of(caller)
+    ladder = tuple(alias for alias in POLICY.ladder_of(caller) if alias in able)
     decision = decide(found, caller, POLICY, ladder=ladder, pinned=pinned, input_tokens=tokens)
-    assert decision.rungs or decision.reason is Reason.NOT_ALLOWED
+    assert decision.rungs or decision.reason is (Reason.NOT_ALLOWED if pinned else Reason.NO_RUNG_LEFT)
     assert all(rung.alias in (pinned or ladder) for rung in decision.rungs)
     new = replace(POLICY)
     assert decision == decide(found, caller, new, ladder=ladder, pinned=pinned, input_tokens=tokens)
