@@ -131,7 +131,7 @@ async def test_failures_are_told_as_a_chats_are(gateway: Gateway, upstream: Upst
     """What the upstream does wrong has the status that a chat's failure has."""
     found, headers, told = await embed(gateway, {"model": "embed", "input": f"a [[{step}]]"})
     assert found == status
-    assert headers["x-tracerouter-route"] == "failed"
+    assert headers["x-tracerouter-route"] == ("refused" if status == 400 else "failed")
     assert nanos(headers["x-tracerouter-cost"]) == upstream.nanos
     assert "embed: " in told["error"]["message"]
 
