@@ -18,7 +18,14 @@ from pydantic_core import PydanticCustomError
 
 from tracerouter import policy as policies
 from tracerouter.cache import BoundedMemoryCache, CachedClassifier, OutputCache
-from tracerouter.classifiers import Chain, ExamplesClassifier, LlmClassifier, RiskClassifier, RulesClassifier
+from tracerouter.classifiers import (
+    Chain,
+    EmbeddingsClassifier,
+    ExamplesClassifier,
+    LlmClassifier,
+    RiskClassifier,
+    RulesClassifier,
+)
 from tracerouter.errors import ConfigError, nearest
 from tracerouter.keys import Keys, KeysOf
 from tracerouter.policy.file import Seconds, Written, read
@@ -186,6 +193,12 @@ class ExamplesOf(Written):
     examples: list[Path] = Field(min_length=1)
 
 
+class EmbeddingsOf(Written):
+    """The embeddings classifier, trained on folders of your own besides the packaged ones (extra ``embeddings``)."""
+
+    embeddings: list[Path] = Field(min_length=1)
+
+
 class LlmOf(Written):
     """A model as classifier: it is asked which of the policy's tasks a request is."""
 
@@ -199,11 +212,16 @@ class LlmOf(Written):
 def _sort(found: Any) -> str:
     if isinstance(found, LlmOf) or (isinstance(found, dict) and "llm" in found):
         return "of a model"
+    if isinstance(found, EmbeddingsOf) or (isinstance(found, dict) and "embeddings" in found):
+        return "of embeddings"
     return "of examples" if isinstance(found, (dict, ExamplesOf)) else "by name"
 
 
 ClassifierOf = Annotated[  # a tag that were a key, too, would be taken for it in an error's place
-    Annotated[ExamplesOf, Tag("of examples")] | Annotated[LlmOf, Tag("of a model")] | Annotated[str, Tag("by name")],
+    Annotated[ExamplesOf, Tag("of examples")]
+    | Annotated[EmbeddingsOf, Tag("of embeddings")]
+    | Annotated[LlmOf, Tag("of a model")]
+    | Annotated[str, Tag("by name")],
     Discriminator(_sort),
 ]
 
@@ -442,12 +460,15 @@ def _classifier(found: object, policy: Policy, folder: Path, ask: Ask) -> Classi
         return LlmClassifier(found.llm, policy.tasks, ask, **limits)
     if found == "rules":
         return RulesClassifier(policy.label_patterns)
-    if found == "examples":
-        return ExamplesClassifier.packaged()
+    by_name = {one.name: one for one in (ExamplesClassifier, EmbeddingsClassifier)}
+    if isinstance(found, str) and found in by_name:
+        return by_name[found].packaged()
     if isinstance(found, ExamplesOf):
         return ExamplesClassifier.trained([folder / path for path in found.examples])
+    if isinstance(found, EmbeddingsOf):
+        return EmbeddingsClassifier.trained([folder / path for path in found.embeddings])
     if ":" not in str(found):
-        known = ("rules", "examples")
+        known = ("rules", *by_name)
         told = f"known are {', '.join(known)}, or package.module:Class"
         msg = f"classifier: there is no classifier {found!r}{nearest(str(found), known)}; {told}"
         raise ConfigError(msg)

@@ -1,8 +1,8 @@
 """The model of :class:`~tracerouter.classifiers.ExamplesClassifier`: how a text is read, and the weights.
 
-A text is read in three ways: the mean of its tokens' static embeddings (what it is about), the same of its
-first tokens (people start with what they want, then paste), and which tokens occur in it at all. A
-multinomial logistic regression weighs them.
+A text is read as one or more vectors that say what it is about, and as the tokens that occur in it at all. A
+multinomial logistic regression weighs them. :class:`Reader`'s vectors are the mean of the tokens' static embeddings,
+and the same of the first tokens (people start with what they want, then paste).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 import numpy as np
 import wordllama
@@ -37,9 +37,22 @@ class Reading(NamedTuple):
     """What the model knows of a text."""
 
     means: Floats
-    """The two means, each of length 1, one after the other."""
+    """The vectors, each of length 1, one after the other."""
     tokens: Ints
     """The distinct tokens, ascending."""
+
+
+class Encoder(Protocol):
+    """Reads texts; it is all in which one classifier by examples differs from another."""
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+        ...
+
+    def __call__(self, text: str) -> Reading:
+        """Read a text that is not blank."""
+        ...
 
 
 class Reader:
@@ -64,9 +77,9 @@ class Reader:
 
         `text` must not be blank.
         """
-        encoded = self._tokenizer.encode(_ends(text), add_special_tokens=False).ids
+        encoded = self._tokenizer.encode(ends(text), add_special_tokens=False).ids
         rows = self._embedding[encoded]
-        means = np.concatenate((_direction(rows), _direction(rows[:_FIRST_TOKENS])))
+        means = np.concatenate((direction(rows), direction(rows[:_FIRST_TOKENS])))
         return Reading(means, np.array(sorted(set(encoded)), dtype=np.intp))
 
 
@@ -139,7 +152,7 @@ class Weights:
 class Model:
     """Weights laid out for speed: a row for every token of the vocabulary (2 MB for 16 labels)."""
 
-    def __init__(self, weights: Weights, reader: Reader) -> None:
+    def __init__(self, weights: Weights, reader: Encoder) -> None:
         self._weights = weights
         self._read = reader
         self._rows = np.zeros((reader.vocabulary, len(weights.labels)), dtype=np.float32)
@@ -157,13 +170,14 @@ class Model:
         return weights.labels[top], 1.0 / float(odds.sum())
 
 
-def _ends(text: str) -> str:
+def ends(text: str) -> str:
+    """Return the first and last characters of `text` (:data:`TEXT_CHARS`), in lower case and with single spaces."""
     if len(text) > TEXT_CHARS:
         text = f"{text[: TEXT_CHARS - _TAIL_CHARS]} {text[-_TAIL_CHARS:]}"
     return " ".join(text.lower().split())
 
 
-def _direction(rows: Floats) -> Floats:
+def direction(rows: Floats) -> Floats:
     """Return the mean of `rows` at length 1 (so their sum will do)."""
     total: Floats = np.add.reduce(rows)
     return total / max(math.sqrt(total @ total), _TINY)
