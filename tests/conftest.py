@@ -6,6 +6,10 @@ import os
 from collections import Counter
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("any machine", deadline=None)  # a busy one is slow, and that is no fault of an example
+settings.load_profile("any machine")
 
 _skipped: list[str] = []
 _counted: Counter[str] = Counter()

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 import tracerouter
 from tests.gateway import openai_models, write
@@ -95,3 +97,31 @@ async def test_own_classifier_and_validator() -> None:
     assert (await adds_up.validate(Task.chat("x"), right)).status == "passed"
     (failure,) = (await adds_up.validate(Task.chat("x"), wrong)).failures
     assert failure.message == "the total is not the sum of the prices"
+
+
+async def test_own_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The provider that the README shows answers, costs what it reports, and falls back when its model is ill."""
+    module = ModuleType("my.module")
+    exec(python_of("class House"), vars(module))  # noqa: S102 - our own README
+    monkeypatch.setitem(sys.modules, "my", ModuleType("my"))
+    monkeypatch.setitem(sys.modules, "my.module", module)
+
+    async def house(request: web.Request) -> web.Response:
+        asked = (await request.json())[-1]["content"]
+        told = {"text": "at your service", "read": 1000, "written": 500}
+        return web.json_response(told, status=503 if asked == "ill" else 200)
+
+    app = web.Application()
+    app.router.add_post("/", house)
+    async with TestServer(app) as server, Upstream() as upstream:
+        price = {"input": 0.1, "output": 0.2}
+        own = {"provider": "my.module:House", "options": {"url": str(server.make_url("/"))}, "price": price}
+        models = {"house": own, "large": openai_models(upstream.url)["large"]}
+        router = tracerouter.load(write(tmp_path, models, {}))
+        well = await router.route(Task.chat("hello"))
+        ill = await router.route(Task.chat("ill"))
+        await router.close()
+    assert well.completion is not None
+    assert (well.completion.text, well.facts["cost"]) == ("at your service", "0.000200000")
+    assert (ill.attempts[0].rung.alias, ill.attempts[0].cost.nanos) == ("house", 0)
+    assert ill.facts["route"] == "fallback"
