@@ -106,19 +106,19 @@ def _micros(encoder: Encoder, examples: Examples) -> float:
 
 
 def _print(name: str, how: str, found: Reliability, micros: float, examples: Examples | None) -> None:
+    console = Console()
+    if examples is not None:  # rows of one's own may have hundreds of labels
+        table = Table("label", "examples", "recall")
+        for label, recall in found.recall.items():
+            table.add_row(label, str(len(examples[label])), f"{recall:.2f}")
+        console.print(table)
     low, high = found.ece_interval
-    table = Table(
-        title=f"{name}, {how}",
-        caption=f"n {found.n}\naccuracy {found.accuracy:.3f}\nECE {found.ece:.3f} (95 %: {low:.3f} to {high:.3f})\n"
+    console.print(
+        f"{name}, {how}\nn {found.n}\naccuracy {found.accuracy:.3f}\n"
+        f"ECE {found.ece:.3f} (95 %: {low:.3f} to {high:.3f})\n"
         f"sure of {found.sure:.1%}, then right {found.sure_accuracy:.1%}\nreading a text: {micros:.0f} µs",
-        caption_justify="left",
+        highlight=False,
     )
-    table.add_column("label")
-    table.add_column("examples", justify="right")
-    table.add_column("recall", justify="right")
-    for label, recall in found.recall.items() if examples else ():
-        table.add_row(label, str(len(examples[label])) if examples else "", f"{recall:.2f}")
-    Console().print(table)
 
 
 if __name__ == "__main__":
