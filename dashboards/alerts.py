@@ -447,7 +447,7 @@ ALERTS: Final[tuple[Alert, ...]] = (
         confine=(
             Change(
                 "If the last rung is the one that fails, let the cheap model answer alone. A `start: large` of a "
-                "task or a risk must go too: `policy check` names the lines.",
+                "task, a risk or a tier must go too: `policy check` names them, one at a time.",
                 {"ladder": ["small"]},
             ),
             Change(
@@ -511,7 +511,8 @@ ALERTS: Final[tuple[Alert, ...]] = (
                 {"tasks": {"extract": {"validate": ["empty"]}}},
             ),
         ),
-        then="`tracerouter trace --last fallback`: `tracerouter.validation.failures` names the keyword and the path "
+        then="If the reason is `timeout`, `rate_limited` or `provider_error`, see ProviderErrors: no task is at fault. "
+        "Else `tracerouter trace --last fallback`: `tracerouter.validation.failures` names the keyword and the path "
         "that failed. Did a prompt, a schema or the model change?",
         fires=(
             Case(
@@ -763,7 +764,7 @@ ALERTS: Final[tuple[Alert, ...]] = (
         query="sum by (validator, status) (increase(tracerouter_validations_total[{10m}]))",
         confine=(
             Change(
-                "If the schema changed, put the one before back.",
+                "If the schema changed, put the one before back (here it is called `ticket.json`).",
                 {"tasks": {"extract": {"schema": "schemas/ticket.json"}}},
             ),
             Change(
@@ -815,10 +816,14 @@ ALERTS: Final[tuple[Alert, ...]] = (
         query="sum by (model, error_type) "
         '(increase(tracerouter_attempts_total{error_type=~"timeout|rate_limited|provider_error"}[{10m}]))',
         confine=(
-            Change("If the cheap model fails, leave it out: no request waits for it.", {"ladder": ["large"]}),
             Change(
-                "If the expensive model fails, leave it out: users are still answered. A `start: large` of a task or "
-                "a risk must go too: `policy check` names the lines.",
+                "If the cheap model fails, leave it out: no request waits for it. A tier with a `ladder` of its own "
+                "keeps that: change it too. A ladder's only rung counts as `cheap`, so the route mix says little.",
+                {"ladder": ["large"]},
+            ),
+            Change(
+                "If the expensive model fails, leave it out: users are still answered. A `start: large` of a task, a "
+                "risk or a tier must go too: `policy check` names them, one at a time.",
                 {"ladder": ["small"]},
             ),
         ),
@@ -884,7 +889,7 @@ ALERTS: Final[tuple[Alert, ...]] = (
                 {"models": {"small": {"timeout": "5s", "retries": 0}}},
                 "tracerouter.yaml",
             ),
-            Change("Or leave the model out.", {"ladder": ["large"]}),
+            Change("Or leave the model out; a tier's own `ladder` too.", {"ladder": ["large"]}),
         ),
         then='`tracerouter trace --last timeout`, and the panel "Call latency by model": its exemplars are the '
         "traces of slow calls. Longer answers, or a slower provider?",

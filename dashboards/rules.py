@@ -26,7 +26,7 @@ A change of a file takes effect with a restart:
 
 ```sh
 tracerouter policy check policy.yaml --config tracerouter.yaml
-kill -TERM "$(pgrep -of 'tracerouter serve')"      # requests under way are answered first
+kill -TERM PID                                     # of `tracerouter serve`: requests under way are answered first
 tracerouter serve --config tracerouter.yaml        # or what starts it where you are
 ```
 """
@@ -87,7 +87,11 @@ What to do when an alert fires: stop the damage first, then look for the cause. 
 or sight are being lost. A `ticket` can wait for the morning.
 
 A change is a few lines in `policy.yaml` or `tracerouter.yaml`, and a restart. The names of tasks, models and tiers are
-examples: the alert's labels tell yours. Take the lines out again when the cause is gone.
+examples: the alert's labels tell yours. Merge them into the lines that are there: a key stands once in a file. Take
+them out again when the cause is gone.
+
+The commands read `tracerouter.yaml` in this folder: elsewhere, add `--config FILE`, or `trace` shows the demo's log.
+Variables that the file names must be set in your shell, too.
 
 | alert | | |
 |---|---|---|

@@ -219,6 +219,21 @@ async def test_answered_requests_survive_kill_9(served: tuple[Served, Upstream, 
     assert nanos(spent[1]) == sum(told) == upstream.nanos
 
 
+async def test_trace_finds_the_store_that_a_variable_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the variables in the file, only the store's need be set to read what happened; one that is not is named."""
+    path = write(tmp_path, {"small": {"provider": "simulated"}}, {}, store="sqlite:///${TRACEROUTER_STORE}")
+    monkeypatch.setenv("TRACEROUTER_STORE", "kept.db")
+    router = config.load(path).router
+    outcome = await router.route(Task.chat("hello"))
+    await router.close()
+    path.write_text(path.read_text() + "timeout: ${NOBODY_SET_THIS}\n")
+    (code, out, _) = await tracerouter("trace", "--config", str(path), outcome.request_id)
+    assert (code, outcome.request_id in out) == (0, True)
+    monkeypatch.delenv("TRACEROUTER_STORE")
+    (code, _, err) = await tracerouter("trace", "--config", str(path), outcome.request_id)
+    assert (code, "the variable TRACEROUTER_STORE is not set" in err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -68,16 +68,17 @@ def demo(say: Callable[[str], None], *, asks: bool = True) -> config.Deployment:
     return config.build(written.model_copy(update={"models": models, "store": store}), PACKAGED)
 
 
-def store(path: Path | None) -> SqliteStore:
-    """Open the store that the file names, to read what happened.
+def store(path: Path | None, say: Callable[[str], object]) -> SqliteStore:
+    """Open the store that the file names, to read what happened; `say` is told if it is the demo's.
 
     Raises:
         ConfigError: There is none yet.
     """
     if _is_demo(path):
+        say(f"there is no {HERE} here, so this is the demo's log; name yours by --config")
         return demo_store()
     path = path or HERE
-    found = config.store_path(read(path, _StoreOnly).store, path.parent)
+    found = config.store_path(read(path, _StoreOnly, variables={"store"}).store, path.parent)
     if not isinstance(found, Path) or not found.exists():
         msg = f"there is no decision log at {found}: nothing was routed yet, or `store` is memory:"
         raise ConfigError(msg)

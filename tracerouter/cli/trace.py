@@ -35,7 +35,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run(asked: argparse.Namespace) -> int:
     """Find the request and draw it."""
-    kept = store(asked.config)
+    kept = store(asked.config, lambda told: sys.stderr.write(f"{told}\n"))
     try:
         decisions = DecisionLog(kept)
         found = decisions.find(asked.id) if asked.id else decisions.last(asked.last)

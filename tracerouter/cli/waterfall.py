@@ -26,7 +26,8 @@ def render(row: Mapping[str, Any], timeline: Sequence[Mapping[str, Any]] | None)
     """
     lines = list(_heading(row))
     if timeline is None:
-        lines += ["", "its trace was not kept; attempts:"]
+        cache = row.get("cache_status", "not asked")
+        lines += ["", f"its trace was not kept; cache {cache}, overhead {row['overhead_ms']:.1f} ms"]
         lines += [f"  {tried['role']} {tried['model']}: {_attempt(tried)}" for tried in row.get("attempts") or ()]
     else:
         lines += ["", *_stages(row, timeline)]

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 from tracerouter.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Container
     from pathlib import Path
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -73,13 +74,13 @@ NotYet = Annotated[None, BeforeValidator(_not_yet)]
 """A key of the design that a later version enforces: an error now, not a silence."""
 
 
-def read(path: Path, shape: type[Model], *, variables: bool = False) -> Model:
+def read(path: Path, shape: type[Model], *, variables: bool | Container[str] = False) -> Model:
     """Read the YAML file at `path` as a `shape`.
 
     Args:
         path: The file.
         shape: A pydantic model.
-        variables: Replace ``${NAME}`` by the environment's value.
+        variables: Replace ``${NAME}`` by the environment's value; everywhere, or in these keys alone.
 
     Raises:
         ConfigError: Names file, line, key, what was found, and the nearest right name.
@@ -101,7 +102,7 @@ def read(path: Path, shape: type[Model], *, variables: bool = False) -> Model:
         raise ConfigError("\n".join(told)) from None
 
 
-def _parse(path: Path, text: str, *, variables: bool) -> tuple[Any, Any, dict[tuple[Any, ...], int]]:
+def _parse(path: Path, text: str, *, variables: bool | Container[str]) -> tuple[Any, Any, dict[tuple[Any, ...], int]]:
     """Return what the file says, the same as it is written, and each key's line.
 
     Errors show what is written: the value of a variable may be a secret.
@@ -111,7 +112,7 @@ def _parse(path: Path, text: str, *, variables: bool) -> tuple[Any, Any, dict[tu
     try:
         node = loader.get_single_node()
         written = None if node is None else _value(path, loader, node, (), lines, variables=False)
-        data = _value(path, loader, node, (), lines, variables=True) if variables and node is not None else written
+        data = _value(path, loader, node, (), lines, variables=variables) if variables and node is not None else written
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         msg = f"{path}:{line}: is no YAML: {error.problem}"
@@ -131,7 +132,7 @@ def _value(  # noqa: PLR0913 - a recursion over nodes carries its surroundings
     where: tuple[Any, ...],
     lines: dict[tuple[Any, ...], int],
     *,
-    variables: bool,
+    variables: bool | Container[str],
 ) -> Any:
     lines.setdefault(where, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
@@ -147,7 +148,8 @@ def _value(  # noqa: PLR0913 - a recursion over nodes carries its surroundings
                 msg = f"{path}:{line}: {key!r} stands here a second time"
                 raise ConfigError(msg)
             lines[(*where, key)] = line
-            found[key] = _value(path, loader, value_node, (*where, key), lines, variables=variables)
+            here = variables if isinstance(variables, bool) else key in variables
+            found[key] = _value(path, loader, value_node, (*where, key), lines, variables=here)
         return found
     if isinstance(node, yaml.SequenceNode):
         return [
