@@ -41,7 +41,7 @@ from tracerouter.providers import (
 )
 from tracerouter.providers.simulated import Rule
 from tracerouter.providers.simulated import Spread as LogNormal
-from tracerouter.quota import SqliteLedger
+from tracerouter.quota import QuotaState, SqliteLedger
 from tracerouter.router import Router
 from tracerouter.store import DecisionLog, SqliteStore
 from tracerouter.telemetry import Keep, Telemetry, over_otlp, to_console
@@ -336,9 +336,12 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
     ]
     risks = RiskClassifier(Chain(classifiers), policy.risks)
     store = SqliteStore(store_path(settings.store, folder))
-    ledger = SqliteLedger(store)
+    ledger = SqliteLedger(store, policy.timezone)
     telemetry = _telemetry(settings.telemetry, policy, store, host)
-    telemetry.instruments.tenant_spend.read = ledger.tenant_spend
+    quotas = QuotaState(ledger, policy)
+    telemetry.instruments.tenant_spend.read = quotas.spend
+    telemetry.instruments.budget_limit.read = quotas.budgets
+    telemetry.instruments.budget_remaining.read = quotas.remaining
     telemetry.instruments.decisions_dropped.read = lambda: store.dropped_by_reason
     telemetry.instruments.entries_lost.read = lambda: store.lost_by_reason
 
@@ -366,6 +369,7 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
         checks=checks,
         cache=OutputCache(BoundedMemoryCache()),
         ledger=ledger,
+        quotas=quotas,
         telemetry=telemetry,
         timeout=settings.timeout,
         starting=starting,

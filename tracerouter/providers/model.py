@@ -14,7 +14,7 @@ import orjson
 from tracerouter.errors import ProviderError, ProviderTimeout, TracerouterError, place
 from tracerouter.telemetry import names
 from tracerouter.tokens import count, count_request
-from tracerouter.types import CHAT, Cost, Source, Usage, content_text
+from tracerouter.types import CHAT, Cost, Source, Spend, Usage, content_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -91,6 +91,18 @@ class Model:
             return completion
         return completion.with_usage(meter.usage)
 
+    def bound(self, call: Call, less: int = 0) -> Spend:
+        """Return the most that one try of `call` can use, had its input `less` tokens less.
+
+        That is its input and the bound on its answer that is sent along. The input is counted as :func:`count_request`
+        does: exactly for OpenAI's models. A wrapped service's call has no bound that is known.
+        """
+        if self.timeout is None:
+            return Spend()
+        asked = max(count_request(call.body) - less, 0)
+        answered = (call.body.get(self.limit_field) or 0) * (call.body.get("n") or 1)
+        return Spend(self.price.most(asked, answered) if self.price else 0, 1, asked + answered)
+
     def bill(self, meter: Meter, body: Mapping[str, Any]) -> tuple[Usage | None, Cost]:
         """Return the tokens and the cost of all that was sent; each try is rounded once, as an upstream bills it."""
         usage, nanos, source = Usage(), 0, Source.REPORTED
@@ -122,6 +134,9 @@ class Model:
                 committed = sink is not None and meter.first_chunk_ns is not None
                 in_time = asyncio.get_running_loop().time() + wait < call.deadline
                 if committed or not error.retryable or tries >= self.retries or not in_time:
+                    raise
+                may_be_billed = bool(meter.uses) and not meter.uses[-1].refused
+                if may_be_billed and call.room is not None and not await call.room():
                     raise
                 note.event(names.RETRY_EVENT, **{names.ERROR_TYPE: error.reason, "wait": wait})
                 tries += 1

@@ -1,122 +1,167 @@
-"""What was spent: one entry an attempt or classifier's call, summed by day, tenant, team, user and role."""
+"""The ledger in SQLite: what is reserved and what was spent, for the processes of one machine."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from functools import lru_cache
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
-from zoneinfo import ZoneInfo
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
-from tracerouter.types import NANOS
+import orjson
+
+from tracerouter.quota.accounts import Calendar
+from tracerouter.types import Balance, Denied, Headroom, Reservation, Spend
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
-    from datetime import tzinfo
+    import sqlite3
+    from collections.abc import Awaitable, Iterable
 
+    from tracerouter.quota.accounts import Account
     from tracerouter.store import SqliteStore
-    from tracerouter.types import Entry
-
-    Period = Literal["day", "month"]
+    from tracerouter.types import Claim, Entry
 
 _INSERT: Final = "INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_SUMS: Final = (
-    "coalesce(sum(cost_nanos), 0), coalesce(sum(requests) FILTER (WHERE role <> 'classify'), 0), "
-    "coalesce(sum(input_tokens + output_tokens), 0)"
-)
-_LEADERS: Final = 20
-
-
-class Spend(NamedTuple):
-    """What was spent in a period: nano-dollars of known cost, attempts, tokens both ways.
-
-    A classifier's call (role ``classify``) costs, but is no attempt.
-    """
-
-    cost_nanos: int
-    requests: int
-    tokens: int
+_BOOK: Final = """
+INSERT INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
+    cost_nanos = cost_nanos + excluded.cost_nanos, requests = requests + excluded.requests,
+    tokens = tokens + excluded.tokens, held_nanos = held_nanos + excluded.held_nanos,
+    held_requests = held_requests + excluded.held_requests, held_tokens = held_tokens + excluded.held_tokens
+"""
+_TAKEN: Final = """
+SELECT cost_nanos + held_nanos, requests + held_requests, tokens + held_tokens
+FROM accounts WHERE period = ? AND tenant = ? AND scope = ? AND role = ?
+"""
+_RESERVE: Final = """
+INSERT INTO reservations VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
+    expires = excluded.expires, cost_nanos = cost_nanos + excluded.cost_nanos,
+    requests = requests + excluded.requests, tokens = tokens + excluded.tokens
+"""
+_RELEASE: Final = """
+DELETE FROM reservations WHERE id = ? AND attempt = ? RETURNING accounts, cost_nanos, requests, tokens
+"""
+_EXPIRE: Final = "DELETE FROM reservations WHERE expires <= ? RETURNING accounts, cost_nanos, requests, tokens"
+_EXPIRED: Final = "SELECT accounts, cost_nanos, requests, tokens FROM reservations WHERE expires <= ?"
+_BALANCE: Final = """
+SELECT cost_nanos, requests, tokens, held_nanos, held_requests, held_tokens
+FROM accounts WHERE period = ? AND tenant = ? AND scope = ? AND role = ?
+"""
+_LEADERS: Final = """
+SELECT tenant, cost_nanos FROM accounts WHERE period = ? AND scope = 'tenant' AND role = 'all' ORDER BY 2 DESC
+"""
+_NOTHING: Final = Spend()
 
 
 class SqliteLedger:
-    """The ledger in the store's file. An attempt is booked once, however often it is settled.
+    """Accounts in the store's file. An attempt is booked once, however often it is settled.
 
     Args:
         store: Where.
-        zone: IANA name of the zone whose midnight ends a day.
+        zone: IANA name of the time zone whose midnight ends a day.
     """
 
     def __init__(self, store: SqliteStore, zone: str = "UTC") -> None:
         self._store = store
-        self._zone: tzinfo = UTC if zone == "UTC" else ZoneInfo(zone)
+        self.calendar = Calendar(zone)
+
+    async def reserve(self, claim: Claim) -> Reservation | Denied:
+        """Hold the claim's bound on all of its caller's accounts, or on none, if a limit has no room for it.
+
+        Raises:
+            StoreUnavailable: The disk fails.
+        """
+        return await self._store.transact(partial(self._reserved, claim))
+
+    def release(self, claim: Claim) -> Awaitable[None]:
+        """Give back what was reserved for `claim`, if it was."""
+        return self._store.write(partial(_released, claim.id, claim.attempt))
 
     def settle(self, entry: Entry) -> Awaitable[None]:
-        """Book one attempt, in the period of its request's start; await the result to know that it is committed."""
-        caller = entry.caller
-        values = (
+        """Book one attempt, in the periods of its request's start, and release what was reserved for it.
+
+        Await the result to know that it is committed.
+        """
+        return self._store.write(partial(self._settled, entry))
+
+    def balance(self, tenant: str, account: Account) -> Balance:
+        """Return what was spent on an account, and what is reserved. Blocks; for terminals and gauges."""
+        rows = self._store.read(_BALANCE, _key(tenant, account))
+        spent, held = (Spend(*rows[0][:3]), Spend(*rows[0][3:])) if rows else (_NOTHING, _NOTHING)
+        for told, *bound in self._store.read(_EXPIRED, (time.time(),)):  # the next reservation will release them
+            if [tenant, list(account)] in [[whose, one] for whose, ones in [orjson.loads(told)] for one in ones]:
+                held = Spend(*(mine - its for mine, its in zip(held, bound, strict=True)))
+        return Balance(spent, held)
+
+    def leaders(self, period: str) -> list[tuple[str, int]]:
+        """Return what each tenant has spent (nano-dollars) in a day or month, most first. Blocks; for gauges."""
+        return [(tenant, nanos) for tenant, nanos in self._store.read(_LEADERS, (period,))]
+
+    def _reserved(self, claim: Claim, connection: sqlite3.Connection) -> Reservation | Denied:
+        now = time.time()
+        _expire(now, connection)
+        headroom = []
+        for limit in claim.limits:
+            account = self.calendar.account(limit, claim.caller, claim.time)
+            row = connection.execute(_TAKEN, _key(claim.caller.tenant, account)).fetchone()
+            left = limit.amount - limit.of(Spend(*row) if row else _NOTHING)
+            if left < limit.of(claim.bound):
+                ends = self.calendar.end(limit.period, claim.time)
+                return Denied(limit, max(left, 0), max(ends - now, 0.0))
+            headroom.append(Headroom(limit, left - limit.of(claim.bound)))
+        accounts = self.calendar.accounts(claim.caller, claim.role, claim.time)
+        _book(connection, claim.caller.tenant, accounts, held=claim.bound)
+        told = orjson.dumps([claim.caller.tenant, [list(one) for one in accounts]]).decode()
+        connection.execute(_RESERVE, (claim.id, claim.attempt, now + claim.lease, told, *claim.bound))
+        return Reservation(claim.bound, tuple(headroom))
+
+    def _settled(self, entry: Entry, connection: sqlite3.Connection) -> None:
+        caller, used = entry.caller, entry.usage
+        row = (
             entry.id,
             entry.attempt,
             entry.request_id,
             entry.time,
-            self._day(entry.time),
+            self.calendar.day(entry.time),
             caller.tenant,
             caller.team,
             caller.user,
             entry.role,
             entry.model,
-            entry.usage.input if entry.usage else 0,
-            entry.usage.output if entry.usage else 0,
+            used.input if used else 0,
+            used.output if used else 0,
             entry.cost.nanos,
             entry.cost.source,
         )
-        return self._store.write(_INSERT, values)
-
-    def spent(  # noqa: PLR0913 - a scope may be narrowed by each
-        self,
-        period: Period,
-        now: float,
-        *,
-        tenant: str | None = None,
-        team: str | None = None,
-        user: str | None = None,
-        role: str | None = None,
-    ) -> Spend:
-        """Return what was spent in the day or month of `now` (Unix seconds), in the scope of all that is given."""
-        scope = {"tenant": tenant, "team": team, "user": user, "role": role}
-        given = {name: value for name, value in scope.items() if value is not None}
-        where = " AND ".join(["day >= ?", "day <= ?", *(f"{name} = ?" for name in given)])
-        days = (self._first_day(period, now), self._day(now))
-        query = f"SELECT {_SUMS} FROM spend WHERE {where}"  # noqa: S608 - the names are ours, the values are bound
-        ((cost, requests, tokens),) = self._store.read(query, (*days, *given.values()))
-        return Spend(cost, requests, tokens)
-
-    def tenant_spend(self) -> list[tuple[tuple[str, str], float]]:
-        """Return ``((tenant, period), USD)`` of the tenants that spend most, and of all others as ``other``."""
-        now = datetime.now(UTC).timestamp()
-        return [
-            ((tenant, period), nanos / NANOS) for period in _PERIODS for tenant, nanos in self._leaders(period, now)
-        ]
-
-    def _leaders(self, period: Period, now: float) -> list[tuple[str, int]]:
-        query = "SELECT tenant, sum(cost_nanos) FROM spend WHERE day BETWEEN ? AND ? GROUP BY tenant ORDER BY 2 DESC"
-        rows = self._store.read(query, (self._first_day(period, now), self._day(now)))
-        others = sum(cost for _, cost in rows[_LEADERS:])
-        return [*rows[:_LEADERS], *([("other", others)] if len(rows) > _LEADERS else [])]
-
-    def _day(self, at: float) -> str:
-        return _day_of(int(at // _QUARTER), self._zone)
-
-    def _first_day(self, period: Period, now: float) -> str:
-        day = self._day(now)
-        return day if period == "day" else f"{day[:7]}-01"
+        if connection.execute(_INSERT, row).rowcount:
+            _book(connection, caller.tenant, self.calendar.accounts(caller, entry.role, entry.time), entry.spend)
+        if entry.reservation is not None:
+            _released(entry.id, entry.attempt, connection)
 
 
-_QUARTER: Final = 900
-"""Seconds; every zone's midnight falls on a quarter of an hour."""
+def _key(tenant: str, account: Account) -> tuple[str, str, str, str]:
+    return account.period, tenant, account.scope, account.role
 
 
-@lru_cache(maxsize=256)
-def _day_of(quarter: int, zone: tzinfo) -> str:
-    return datetime.fromtimestamp(quarter * _QUARTER, zone).strftime("%Y-%m-%d")
+def _book(
+    connection: sqlite3.Connection,
+    tenant: str,
+    accounts: Iterable[Account],
+    spent: Spend = _NOTHING,
+    *,
+    held: Spend = _NOTHING,
+) -> None:
+    connection.executemany(_BOOK, [(*_key(tenant, account), *spent, *held) for account in accounts])
 
 
-_PERIODS: Final[tuple[Period, ...]] = ("day", "month")
+def _released(identity: str, attempt: int, connection: sqlite3.Connection) -> None:
+    _release(connection, connection.execute(_RELEASE, (identity, attempt)))
+
+
+def _expire(now: float, connection: sqlite3.Connection) -> None:
+    """Release what owners that died held."""
+    _release(connection, connection.execute(_EXPIRE, (now,)))
+
+
+def _release(connection: sqlite3.Connection, rows: Iterable[tuple[str, int, int, int]]) -> None:
+    for told, *bound in list(rows):
+        tenant, accounts = orjson.loads(told)
+        held = [-amount for amount in bound]
+        connection.executemany(_BOOK, [(period, tenant, *account, 0, 0, 0, *held) for period, *account in accounts])

@@ -125,7 +125,7 @@ def test_a_mistake_is_named(tmp_path: Path, text: str | bytes, said: str) -> Non
     assert said in error_of(tmp_path, text)
 
 
-@pytest.mark.parametrize("key", ["windows", "quotas", "storm"])
+@pytest.mark.parametrize("key", ["windows", "storm"])
 def test_a_key_that_is_not_enforced_is_an_error(tmp_path: Path, key: str) -> None:
     """What a later version enforces is an error now, not a silence."""
     assert f"{key}: is known, but this version does not enforce it yet" in error_of(tmp_path, f"ladder: [a]\n{key}: []")
