@@ -7,6 +7,7 @@
     │   ├── UnknownModel       `model` is neither `auto` nor an alias                (HTTP 404)
     │   └── TooLarge           a body or prompt over the limit                       (HTTP 413)
     ├── CallerGone             the caller stopped reading its stream
+    ├── StoreUnavailable       the shared store does not answer; who uses it goes on without
     └── ProviderError          one attempt at one model failed
         ├── ProviderTimeout    no answer in the time that was left
         ├── RateLimited        429; may say when to come back
@@ -86,6 +87,10 @@ _OF_THE_REQUEST = frozenset({400, 409, 413, 415, 422})
 
 class CallerGone(TracerouterError):
     """The caller stopped reading its stream, so there is nobody left to answer."""
+
+
+class StoreUnavailable(TracerouterError):
+    """The shared store did not answer in time, or answered with an error; ``str()`` holds no data."""
 
 
 class ProviderError(TracerouterError):
