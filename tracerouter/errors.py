@@ -7,7 +7,7 @@
     │   ├── UnknownModel       `model` is neither `auto` nor an alias                (HTTP 404)
     │   └── TooLarge           a body or prompt over the limit                       (HTTP 413)
     ├── CallerGone             the caller stopped reading its stream
-    ├── StoreUnavailable       the shared store does not answer; who uses it goes on without
+    ├── StoreUnavailable       the store does not answer, or its disk fails; who uses it goes on without
     └── ProviderError          one attempt at one model failed
         ├── ProviderTimeout    no answer in the time that was left
         ├── RateLimited        429; may say when to come back
@@ -90,7 +90,7 @@ class CallerGone(TracerouterError):
 
 
 class StoreUnavailable(TracerouterError):
-    """The shared store did not answer in time, or answered with an error; ``str()`` holds no data."""
+    """The store did not answer in time, or with an error, or its disk fails; ``str()`` holds no data."""
 
 
 class ProviderError(TracerouterError):

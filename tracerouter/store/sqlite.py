@@ -1,7 +1,8 @@
 """One SQLite file: one writer thread that commits in groups, so that a request never waits for the disk's own pace.
 
 Rows of two kinds are written. What must not be lost (the ledger) waits in a queue for as long as the disk fails; what
-may be (the decision log) has a bounded queue, and is counted when it is dropped.
+may be (the decision log) has a bounded queue, and is counted when it is dropped. What has to read before it writes
+(:meth:`SqliteStore.transact`) is done in the same groups, and is told at once that the disk fails.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import threading
 import time
 from collections import deque
 from contextlib import nullcontext, suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from tracerouter.errors import ConfigError
+from tracerouter.errors import ConfigError, StoreUnavailable, place
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -58,6 +59,29 @@ CREATE TABLE IF NOT EXISTS decisions (
 CREATE INDEX IF NOT EXISTS decisions_by_time ON decisions (time);
 CREATE INDEX IF NOT EXISTS decisions_by_trace ON decisions (trace_id);
 CREATE INDEX IF NOT EXISTS decisions_by_request ON decisions (request_id);
+CREATE TABLE IF NOT EXISTS items (
+    kind TEXT NOT NULL, id TEXT NOT NULL, tenant TEXT NOT NULL, user TEXT, state TEXT NOT NULL,
+    version INTEGER NOT NULL, due REAL, expires REAL, created REAL NOT NULL, body TEXT NOT NULL, only_one TEXT,
+    PRIMARY KEY (kind, id)
+);
+CREATE UNIQUE INDEX IF NOT EXISTS items_only_one ON items (kind, tenant, only_one) WHERE only_one IS NOT NULL;
+CREATE INDEX IF NOT EXISTS items_by_time ON items (kind, state, created);
+CREATE INDEX IF NOT EXISTS items_by_due ON items (kind, state, due) WHERE due IS NOT NULL;
+CREATE INDEX IF NOT EXISTS items_by_expiry ON items (expires) WHERE expires IS NOT NULL;
+CREATE TABLE IF NOT EXISTS item_history (
+    kind TEXT NOT NULL, id TEXT NOT NULL, time REAL NOT NULL, who TEXT NOT NULL, what TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS item_history_of ON item_history (kind, id);
+CREATE TRIGGER IF NOT EXISTS item_history_is_not_rewritten BEFORE UPDATE ON item_history BEGIN
+    SELECT raise(ABORT, 'the history of an item is append-only');
+END;
+CREATE TRIGGER IF NOT EXISTS item_history_goes_with_its_item BEFORE DELETE ON item_history
+WHEN EXISTS (SELECT 1 FROM items WHERE kind = old.kind AND id = old.id) BEGIN
+    SELECT raise(ABORT, 'the history of an item is append-only');
+END;
+CREATE TRIGGER IF NOT EXISTS item_gone AFTER DELETE ON items BEGIN
+    DELETE FROM item_history WHERE kind = old.kind AND id = old.id;
+END;
 """
 
 TICK: Final = 0.05
@@ -77,6 +101,7 @@ _PATIENCE: Final = 0.5
 
 _NUDGE: Final = "rows were offered"
 _CLOSE: Final = "write what is left, and end"
+_NO_ROWS: Final = "the store takes no rows now"
 
 _BROKEN: Final = (
     sqlite3.IntegrityError,
@@ -93,9 +118,27 @@ Row = tuple[str, "Sequence[Any]"]
 """A statement and its values."""
 
 
+_T = TypeVar("_T")
+
+
 class _Job(NamedTuple):
     row: Row
     done: asyncio.Future[None]
+
+
+class _Work(NamedTuple):
+    """A small transaction within the group's; a savepoint of its own keeps what goes wrong in it from the others."""
+
+    work: Callable[[sqlite3.Connection], Any]
+    done: asyncio.Future[Any]
+
+
+class _Ended(NamedTuple):
+    """What a future is told, once the group is committed or has failed."""
+
+    future: asyncio.Future[Any]
+    result: Any = None
+    error: Exception | None = None
 
 
 class SqliteStore:
@@ -117,12 +160,12 @@ class SqliteStore:
         self._writer.execute(f"PRAGMA busy_timeout = {_PATIENCE * 1000:.0f}")
         self._reader = self._open()
         self._reading = threading.Lock()
-        self._jobs: queue.SimpleQueue[_Job | str] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job | _Work | str] = queue.SimpleQueue()
         self._offered: deque[Callable[[], Row]] = deque()
         self._unwritten: list[Row] = []  # the writer's own, as are the two counters of what it failed to write
         self._refused = self._failed = self._overflown = self._broken = 0
         self._nudged = self._closing = self._closed = False
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: list[_Ended] = []
         self._flush_at: float | None = None
         self._pause = self._try_at = 0.0
         self._thread = threading.Thread(target=self._run, name="tracerouter-store", daemon=True)
@@ -161,6 +204,21 @@ class SqliteStore:
         else:
             self._jobs.put(_Job((sql, values), done))
         return done
+
+    async def transact(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        """Run `work` in the writer's thread, all or nothing, and return what it returned once that is committed.
+
+        It may read and write, and must be short: all others wait for it. What it raises is raised here, and nothing of
+        it is written. It is carried out though its caller leaves.
+
+        Raises:
+            StoreUnavailable: The disk fails, or the store is closed. Nothing was written, and it is not tried again.
+        """
+        if self._closed or self._jobs.qsize() >= _UNWRITTEN:
+            raise StoreUnavailable(_NO_ROWS)
+        done: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        self._jobs.put(_Work(work, done))
+        return await done
 
     def offer(self, make: Callable[[], Row]) -> bool:
         """Queue a row that may be lost; `make` is called in the writer's thread. False: the queue is full.
@@ -206,6 +264,7 @@ class SqliteStore:
             _use_wal(connection)
             # a commit survives the death of the process, if not that of the machine
             connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA secure_delete = ON")  # of what is deleted, prompts too, no bytes stay behind
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version > VERSION:
                 msg = f"store: {self.name} was written by a newer tracerouter: upgrade, or use another file"
@@ -221,13 +280,13 @@ class SqliteStore:
         """Write until the store is closed: jobs when they come, offered rows a tick after the first of them."""
         while not self._closing or (self._unwritten and not self._pause):
             jobs = self._taken(self._wait())
-            self._waiting += [job.done for job in jobs]
-            rows = [job.row for job in jobs]
+            self._waiting += [_Ended(job.done) for job in jobs if isinstance(job, _Job)]
+            steps = [job.row if isinstance(job, _Job) else job for job in jobs]
             # a disk that fails is tried at its own pace, not at that of the requests
             if self._closing or time.monotonic() >= self._try_at:
-                self._commit([*self._unwritten, *rows])
+                self._commit([*self._unwritten, *steps])
             else:
-                self._unwritten += rows
+                self._put_off(steps)
             if self._flush_at is not None and (self._closing or time.monotonic() >= self._flush_at):
                 self._commit_offered()
         self._overflown += len(self._unwritten)
@@ -235,16 +294,16 @@ class SqliteStore:
 
     def _wait(self) -> float | None:
         """Return the seconds to wait for a job, at most; None: for ever."""
-        due = [at for at in (self._flush_at, self._try_at if self._pause else None) if at is not None]
+        due = [at for at in (self._flush_at, self._try_at if self._unwritten else None) if at is not None]
         return max(min(due) - time.monotonic(), 0.0) if due else None
 
-    def _taken(self, wait: float | None) -> list[_Job]:
+    def _taken(self, wait: float | None) -> list[_Job | _Work]:
         """Return the jobs that have come, after waiting `wait` seconds at most for the first."""
-        taken: list[_Job] = []
+        taken: list[_Job | _Work] = []
         with suppress(queue.Empty):
             job = self._jobs.get(timeout=wait)
             while True:
-                if isinstance(job, _Job):
+                if not isinstance(job, str):
                     taken.append(job)
                 elif self._flush_at is None:
                     self._flush_at = time.monotonic() + TICK
@@ -254,23 +313,33 @@ class SqliteStore:
                 job = self._jobs.get_nowait()
         return taken
 
-    def _commit(self, rows: list[Row]) -> None:
-        """Write all in one transaction and wake who waits; what can't be written is kept for the next try."""
+    def _commit(self, steps: list[Row | _Work]) -> None:
+        """Do all in one transaction and wake who waits; rows that can't be written are kept for the next try."""
+        if not steps:
+            return
         try:
-            self._broken += self._write(rows) if rows else 0
+            broken, worked = self._write(steps)
         except sqlite3.Error:  # full, locked, read-only, gone: it may pass
             if not self._pause:
                 log.error("the store takes no rows: the ledger's wait, the decision log's are dropped")
             self._pause = min(_LONGEST_PAUSE, self._pause * 2 or TICK)
-            self._unwritten = rows
+            self._unwritten = []
+            self._put_off(steps)
         else:
             if self._pause:
                 log.warning("the store takes rows again")
             self._pause = 0.0
             self._unwritten = []
+            self._broken += broken
+            self._waiting += worked
         self._try_at = time.monotonic() + self._pause
         _resolve(self._waiting)
         self._waiting = []
+
+    def _put_off(self, steps: list[Row | _Work]) -> None:
+        """Keep rows for the next try; work is not tried again, since what it read may not hold any more."""
+        self._unwritten += [step for step in steps if not isinstance(step, _Work)]
+        _resolve([_Ended(step.done, error=StoreUnavailable(_NO_ROWS)) for step in steps if isinstance(step, _Work)])
 
     def _commit_offered(self) -> None:
         """Write all that was offered; what can't be written is dropped, and counted."""
@@ -285,19 +354,22 @@ class SqliteStore:
                 self._failed += 1
                 _tell_broken(error)
         try:
-            self._failed += self._write(rows)
+            self._failed += self._write(rows)[0]
         except sqlite3.Error:
             self._failed += len(rows)
 
-    def _write(self, rows: list[Row]) -> int:
-        """Write all in one transaction, but for broken ones; return how many those are."""
-        broken = 0
+    def _write(self, steps: Sequence[Row | _Work]) -> tuple[int, list[_Ended]]:
+        """Do all in one transaction, but for broken rows; return how many those are, and what came of the work."""
+        broken, worked = 0, []
         with self._reading if self._in_memory else nullcontext():  # in memory a reader locks the table
             self._writer.execute("BEGIN IMMEDIATE")
             try:
-                for sql, values in rows:
+                for step in steps:
+                    if isinstance(step, _Work):
+                        worked.append(self._worked(step))
+                        continue
                     try:
-                        self._writer.execute(sql, values)
+                        self._writer.execute(*step)
                     except _BROKEN as error:
                         broken += 1
                         _tell_broken(error)
@@ -306,7 +378,22 @@ class SqliteStore:
                 with suppress(sqlite3.Error):
                     self._writer.execute("ROLLBACK")
                 raise
-        return broken
+        return broken, worked
+
+    def _worked(self, step: _Work) -> _Ended:
+        """Do one piece of work, and take it back if it raises what is no fault of the disk's."""
+        self._writer.execute("SAVEPOINT work")
+        try:
+            result = step.work(self._writer)
+        except sqlite3.OperationalError as error:
+            log.error("the store could not do its work: %s", place(error))
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, its caller is told
+            self._writer.execute("ROLLBACK TO work")
+            self._writer.execute("RELEASE work")
+            return _Ended(step.done, error=error)
+        self._writer.execute("RELEASE work")
+        return _Ended(step.done, result)
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
@@ -327,17 +414,21 @@ def _tell_broken(error: Exception) -> None:
     log.error("a row could not be written: %s", type(error).__name__)  # its message and traceback hold users' data
 
 
-def _resolve(futures: list[asyncio.Future[None]]) -> None:
+def _resolve(waiting: list[_Ended]) -> None:
     """Wake those who wait, once a loop."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
-    for future in futures:
-        by_loop.setdefault(future.get_loop(), []).append(future)
-    for loop, waiting in by_loop.items():
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Ended]] = {}
+    for one in waiting:
+        by_loop.setdefault(one.future.get_loop(), []).append(one)
+    for loop, ended in by_loop.items():
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(_set_done, waiting)
+            loop.call_soon_threadsafe(_set_done, ended)
 
 
-def _set_done(futures: list[asyncio.Future[None]]) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_result(None)
+def _set_done(waiting: list[_Ended]) -> None:
+    for future, result, error in waiting:
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
