@@ -1,8 +1,8 @@
 """One SQLite file: one writer thread that commits in groups, so that a request never waits for the disk's own pace.
 
 Three sorts of things are written. What must not be lost (the ledger) waits in a queue for as long as the disk fails;
-what somebody waits for (a reservation) fails with the disk; what may be lost (the decision log) has a bounded queue,
-and is counted when it is dropped.
+what somebody waits for (a reservation, an item) fails with the disk; what may be lost (the decision log) has a bounded
+queue, and is counted when it is dropped.
 """
 
 from __future__ import annotations
@@ -61,6 +61,29 @@ CREATE TABLE IF NOT EXISTS decisions (
 CREATE INDEX IF NOT EXISTS decisions_by_time ON decisions (time);
 CREATE INDEX IF NOT EXISTS decisions_by_trace ON decisions (trace_id);
 CREATE INDEX IF NOT EXISTS decisions_by_request ON decisions (request_id);
+CREATE TABLE IF NOT EXISTS items (
+    kind TEXT NOT NULL, id TEXT NOT NULL, tenant TEXT NOT NULL, user TEXT, state TEXT NOT NULL,
+    version INTEGER NOT NULL, due REAL, expires REAL, created REAL NOT NULL, body TEXT NOT NULL, only_one TEXT,
+    PRIMARY KEY (kind, id)
+);
+CREATE UNIQUE INDEX IF NOT EXISTS items_only_one ON items (kind, tenant, only_one) WHERE only_one IS NOT NULL;
+CREATE INDEX IF NOT EXISTS items_by_time ON items (kind, state, created);
+CREATE INDEX IF NOT EXISTS items_by_due ON items (kind, state, due) WHERE due IS NOT NULL;
+CREATE INDEX IF NOT EXISTS items_by_expiry ON items (expires) WHERE expires IS NOT NULL;
+CREATE TABLE IF NOT EXISTS item_history (
+    kind TEXT NOT NULL, id TEXT NOT NULL, time REAL NOT NULL, who TEXT NOT NULL, what TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS item_history_of ON item_history (kind, id);
+CREATE TRIGGER IF NOT EXISTS item_history_is_not_rewritten BEFORE UPDATE ON item_history BEGIN
+    SELECT raise(ABORT, 'the history of an item is append-only');
+END;
+CREATE TRIGGER IF NOT EXISTS item_history_goes_with_its_item BEFORE DELETE ON item_history
+WHEN EXISTS (SELECT 1 FROM items WHERE kind = old.kind AND id = old.id) BEGIN
+    SELECT raise(ABORT, 'the history of an item is append-only');
+END;
+CREATE TRIGGER IF NOT EXISTS item_gone AFTER DELETE ON items BEGIN
+    DELETE FROM item_history WHERE kind = old.kind AND id = old.id;
+END;
 """
 
 _SUMS_OF_VERSION_1: Final = """
@@ -186,12 +209,14 @@ class SqliteStore:
     async def transact(self, work: Work[T]) -> T:
         """Do `work` in the writer's thread, all of it or nothing, and return what it returns, once that is committed.
 
+        It must be short: all others wait for it. What it raises is raised here, and nothing of it is written.
+
         Raises:
             StoreUnavailable: The disk fails, or the store is closed; nothing was done.
         """
-        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        if self._closed:
+        if self._closed or self._jobs.qsize() >= _UNWRITTEN:
             raise StoreUnavailable(_GONE)
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._jobs.put(_Job(work, done, durable=False))
         return await done
 
@@ -239,6 +264,7 @@ class SqliteStore:
             _use_wal(connection)
             # a commit survives the death of the process, if not that of the machine
             connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA secure_delete = ON")  # of what is deleted, prompts too, no bytes stay behind
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version > VERSION:
                 msg = f"store: {self.name} was written by a newer tracerouter: upgrade, or use another file"
@@ -267,7 +293,7 @@ class SqliteStore:
 
     def _wait(self) -> float | None:
         """Return the seconds to wait for a job, at most; None: for ever."""
-        due = [at for at in (self._flush_at, self._try_at if self._pause else None) if at is not None]
+        due = [at for at in (self._flush_at, self._try_at if self._unwritten else None) if at is not None]
         return max(min(due) - time.monotonic(), 0.0) if due else None
 
     def _taken(self, wait: float | None) -> list[_Job]:
@@ -288,8 +314,10 @@ class SqliteStore:
 
     def _commit(self, jobs: list[_Job]) -> None:
         """Do all in one transaction and wake who waits; what must not be lost is kept for the next try."""
+        if not jobs:
+            return
         try:
-            ended = self._write(jobs) if jobs else []
+            ended = self._write(jobs)
         except sqlite3.Error:  # full, locked, read-only, gone: it may pass
             if not self._pause:
                 log.error("the store takes no rows: the ledger's wait, the decision log's are dropped")
