@@ -41,13 +41,14 @@ from tracerouter.providers import (
 )
 from tracerouter.providers.simulated import Rule
 from tracerouter.providers.simulated import Spread as LogNormal
-from tracerouter.quota import QuotaState, SqliteLedger
+from tracerouter.quota import Confirmations, Jobs, MemoryRates, QuotaState, SqliteLedger
 from tracerouter.router import Router
-from tracerouter.store import DecisionLog, SqliteStore
+from tracerouter.store import DecisionLog, SqliteItems, SqliteStore
 from tracerouter.telemetry import Keep, Telemetry, over_otlp, to_console
 from tracerouter.tokens import count
 from tracerouter.types import EMBEDDINGS, MAX_BODY_BYTES
 from tracerouter.validators import Checks
+from tracerouter.web import chat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -321,6 +322,7 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
     """
     policy = policies.load(folder / settings.policy)
     policy.check_aliases(settings.models)
+    _check_actions(policy, settings.store)
     keys = Keys.load(settings.keys, folder) if settings.keys and serves else None
     checks = Checks(policy.validators, policy.schemas)
     session = _Session()
@@ -337,6 +339,7 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
     risks = RiskClassifier(Chain(classifiers), policy.risks)
     store = SqliteStore(store_path(settings.store, folder))
     ledger = SqliteLedger(store, policy.timezone)
+    items = SqliteItems(store)
     telemetry = _telemetry(settings.telemetry, policy, store, host)
     quotas = QuotaState(ledger, policy)
     telemetry.instruments.tenant_spend.read = quotas.spend
@@ -370,12 +373,26 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
         cache=OutputCache(BoundedMemoryCache()),
         ledger=ledger,
         quotas=quotas,
+        rates=MemoryRates(),
+        confirmations=Confirmations(items),
+        jobs=Jobs(items, chat.later) if "queue" in policy.actions else None,
         telemetry=telemetry,
         timeout=settings.timeout,
         starting=starting,
         closing=closing,
     )
     return Deployment(router, settings, keys)
+
+
+def _check_actions(policy: Policy, store: str) -> None:
+    """Check that what is promised for later is kept somewhere that outlives the process."""
+    for action, what in (("confirm", "tokens"), ("queue", "requests")):
+        if action in policy.actions and store == "memory:":
+            msg = (
+                f"{policy.source}: {policy.actions[action]}: `{action}` keeps {what} in the store, and "
+                "`store: memory:` forgets them with the process: use sqlite:///PATH"
+            )
+            raise ConfigError(msg)
 
 
 class _Session:

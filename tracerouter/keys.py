@@ -90,7 +90,9 @@ def _callers(source: str, text: str) -> Iterable[tuple[bytes, Caller]]:
         if not entry.get("tenant"):
             msg = f"{where}: needs a `tenant`"
             raise ConfigError(msg)
-        yield _digest(entry["key"]), Caller(entry["tenant"], entry.get("team"), entry.get("user"), entry.get("tier"))
+        digest = _digest(entry["key"])
+        facts = {name: value for name, value in entry.items() if name != "key"}
+        yield digest, Caller(**facts, key=digest[:8].hex())
 
 
 def _digest(key: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from contextvars import ContextVar
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from tracerouter.errors import (
     ConfigError,
     ProviderError,
     ProviderTimeout,
+    StoreUnavailable,
     Unaffordable,
     UnknownModel,
     nearest,
@@ -23,10 +25,11 @@ from tracerouter.errors import (
 )
 from tracerouter.policy import decide
 from tracerouter.providers import HandlerProvider, Model, compose
-from tracerouter.quota import ENDLESS_LEASE, LEASE_MARGIN, Hold, relieve, reserve
-from tracerouter.telemetry import Telemetry, names
+from tracerouter.quota import ENDLESS_LEASE, LEASE_MARGIN, Hold, Later, relieve, reserve
+from tracerouter.telemetry import Telemetry, fresh_id, names
 from tracerouter.tokens import count_request
 from tracerouter.types import (
+    CHAT,
     EMBEDDINGS,
     NANOS,
     Attempt,
@@ -58,10 +61,10 @@ if TYPE_CHECKING:
 
     from tracerouter.cache import OutputCache
     from tracerouter.policy import Policy
-    from tracerouter.protocols import Classifier, Ledger, Sink
-    from tracerouter.quota import QuotaState, Relief
+    from tracerouter.protocols import Classifier, Ledger, Rates, Sink
+    from tracerouter.quota import Confirmations, Jobs, QuotaState, Relief
     from tracerouter.telemetry import Draft, Note
-    from tracerouter.types import Check, Reservation
+    from tracerouter.types import Caller, Check, Confirmation, Job, Reservation
     from tracerouter.validators import Checks, Validator
 
 
@@ -88,13 +91,16 @@ class Router:
         cache: Answers given before. None: nothing is kept.
         ledger: Where spend is reserved and booked. None: nowhere, and no limit is kept.
         quotas: How callers stand against the policy's limits, for who asks.
+        rates: How fast callers ask. None: as fast as they like.
+        confirmations: The tokens with which callers pass a limit. None: they can't, and the policy names no `confirm`.
+        jobs: The requests that are run later. None: none are, and the policy names no `queue`.
         telemetry: Where traces, metrics and records go. By default nowhere.
         timeout: Seconds from the start of ``route`` to the deadline, where the task names none.
         starting: Loads what the first request would have to wait for.
         closing: Frees what the rooms hold, when the router is closed.
 
     Raises:
-        ConfigError: The policy names a model that is not there.
+        ConfigError: The policy names a model that is not there, or an action that nothing here can do.
     """
 
     def __init__(  # noqa: PLR0913 - its rooms, each named once
@@ -107,6 +113,9 @@ class Router:
         cache: OutputCache | None = None,
         ledger: Ledger | None = None,
         quotas: QuotaState | None = None,
+        rates: Rates | None = None,
+        confirmations: Confirmations | None = None,
+        jobs: Jobs | None = None,
         telemetry: Telemetry | None = None,
         timeout: float = 60.0,
         starting: Callable[[], Awaitable[None]] | None = None,
@@ -118,6 +127,10 @@ class Router:
             if EMBEDDINGS not in getattr(self.models[alias].provider, "operations", ()):
                 msg = f"{policy.source}: embeddings: the provider of {alias!r} makes none; `openai` does"
                 raise ConfigError(msg)
+        for action, needed, there in (("confirm", "confirmations", confirmations), ("queue", "jobs", jobs)):
+            if action in policy.actions and there is None:
+                msg = f"{policy.source}: {policy.actions[action]}: `{action}` needs the router's `{needed}`"
+                raise ConfigError(msg)
         self.policy = policy
         self.telemetry = telemetry or Telemetry()
         self._classifier = classifier
@@ -125,6 +138,9 @@ class Router:
         self._cache = cache if policy.caches else None
         self._ledger = ledger
         self.quotas = quotas
+        self._rates = rates
+        self._confirmations = confirmations
+        self.jobs = jobs
         self._timeout = timeout
         self._starting = starting
         self._closing = closing
@@ -154,6 +170,8 @@ class Router:
         ladder, tap = self._ladder(task), _Tap(sink)
         deadline = asyncio.get_running_loop().time() + (task.timeout or self._timeout)
         with self._draft(task, ladder) as draft:
+            if not await self._admit(task, draft):
+                return draft.end(*_turned_back(draft))
             pinned = self._able(task, self._pinned(task))
             ladder = ladder if pinned else self._able(task, ladder)
             hit = await self._look_up(task, draft)
@@ -170,7 +188,7 @@ class Router:
                 call = self._call(task, decision, rung, escalation, deadline)
                 hold = await self._reserve(rung, call, draft)
                 if isinstance(hold, Denied):
-                    relief = self._relieve(hold, rung, call, task, ladder, escalation, draft)
+                    relief = await self._relieve(hold, rung, call, task, ladder, escalation, draft)
                     if relief.status is not None:
                         return await self._answer(relief.status, hold.reason, relief.completion, tap, draft)
                     task, rungs = relief.task or task, [*relief.rungs, *rungs]
@@ -193,6 +211,8 @@ class Router:
         known, alias = self.policy.embeddings, task.model
         deadline = asyncio.get_running_loop().time() + (task.timeout or self._timeout)
         with self._draft(task, (alias,) if alias in known else ()) as draft:
+            if not await self._admit(task, draft):
+                return draft.end(*_turned_back(draft))
             if alias not in known:
                 told = f"known are {', '.join(known)}" if known else "policy's `embeddings` names none"
                 msg = f"there is no model {alias[:64]!r} for embeddings{nearest(alias, known)}; {told}"
@@ -205,7 +225,7 @@ class Router:
                 call = Call({**task.body, "model": self.models[alias].name}, deadline, operation=EMBEDDINGS)
                 hold = await self._reserve(rung, call, draft)
                 if isinstance(hold, Denied):
-                    relief = self._relieve(hold, rung, call, task, (), None, draft)
+                    relief = await self._relieve(hold, rung, call, task, (), None, draft)
                     return draft.end(relief.status or Status.REFUSED, hold.reason)
                 attempt = await self._attempt(rung, call, (), _Tap(None), draft, hold)
                 if attempt.accepted:
@@ -269,12 +289,19 @@ class Router:
         return self._at_handler(outcome.attempts)
 
     async def start(self) -> None:
-        """Load what the first request would have to wait for; it need not be called."""
+        """Load what the first request would have to wait for, and begin to run what was queued before.
+
+        It need not be called; where nothing is queued in this process, what others left waits until it is.
+        """
         if self._starting is not None:
             await self._starting()
+        if self.jobs is not None:
+            self.jobs.start(self._run, self._has_room)
 
     async def close(self) -> None:
-        """Free what the router was built on, if it came from a file."""
+        """Free what the router was built on, if it came from a file; jobs that are being run go back into the queue."""
+        if self.jobs is not None:
+            await self.jobs.close()
         if self._closing is not None:
             await self._closing()
 
@@ -346,6 +373,30 @@ class Router:
             providers=self._providers,
             baseline=top.cost if top else None,
         )
+
+    async def _admit(self, task: Task, draft: Draft) -> bool:
+        """Return whether the request comes in: its caller is not too fast, and it has not been queued before.
+
+        Raises:
+            BadRequest: What lets it pass a limit, or makes one job of equal requests, is not its own.
+        """
+        if task.origin is not None:  # it has been
+            return True
+        rates = self.policy.rates_of(task.caller)
+        if self._rates is not None and rates:
+            tokens = count_request(task.body) if any(rate.unit == "tokens" for rate in rates) else 0
+            with suppress(StoreUnavailable):  # a rate that can't be told stops nobody
+                draft.standings, denied = await self._rates.take(task.caller, rates, tokens)
+                if denied is not None:
+                    with draft.timeline.stage("quota") as stage:
+                        _limited(stage, draft, denied, "refuse")
+                    return False
+        if self.jobs is not None and task.respond_async:
+            with suppress(StoreUnavailable):
+                draft.job = await self.jobs.earlier(task)
+        if draft.job is None and self._confirmations is not None and task.confirm is not None:
+            draft.confirmed = await self._confirmations.redeem(task.confirm, task)
+        return draft.job is None
 
     def _freshness(self, task: Task) -> Freshness:
         """Return what the caller lets the cache do, with the policy's duration for a name."""
@@ -438,9 +489,10 @@ class Router:
         number = 1 + len(draft.classifier_calls) + len(draft.attempts)
         lease = ENDLESS_LEASE if model.timeout is None else call.deadline - asyncio.get_running_loop().time()
         claim = Claim(draft.id, number, draft.started, caller, rung.role, bound, limits, lease + LEASE_MARGIN)
-        return await reserve(self._ledger, claim, call, self.policy.without_ledger)
+        passed = draft.confirmed.limits if draft.confirmed and draft.confirmed.model == rung.alias else ()
+        return await reserve(self._ledger, claim, call, self.policy.without_ledger, passed)
 
-    def _relieve(  # noqa: PLR0913 - all that an action may build on
+    async def _relieve(  # noqa: PLR0913 - all that an action may build on
         self,
         denied: Denied,
         rung: Rung,
@@ -462,12 +514,63 @@ class Router:
                 stage.event(names.ACTION_EVENT, **{names.QUOTA_ACTION: action, "applied": applied})
 
             rejected = escalation.rejected if escalation else None
-            relief = relieve(denied, rung, task, ladder=ladder, hit=draft.hit, rejected=rejected, fits=fits, told=told)
-            draft.limited(denied, relief.action, relief.dropped)
-            stage.attributes[names.QUOTA_SCOPE] = limit.name
-            stage.attributes[names.QUOTA_HEADROOM] = denied.headroom
-            stage.attributes[names.QUOTA_ACTION] = relief.action
+            relief = await relieve(
+                denied,
+                rung,
+                task,
+                ladder=ladder,
+                hit=draft.hit,
+                rejected=rejected,
+                fits=fits,
+                later=self._later(denied, rung, call, draft),
+                told=told,
+            )
+            draft.confirmation, draft.job = relief.confirmation, relief.job
+            _limited(stage, draft, denied, relief.action, relief.dropped)
         return relief
+
+    def _later(self, denied: Denied, rung: Rung, call: Call, draft: Draft) -> Later:
+        """Return how the request could be confirmed, and how it could be queued; a store that fails does neither."""
+        task, model, confirmed = draft.task, self.models[rung.alias], draft.confirmed
+
+        async def offer() -> Confirmation | None:
+            if self._confirmations is None or task.origin is not None:  # nobody is there to say so
+                return None
+            before = confirmed.limits if confirmed and confirmed.model == rung.alias else ()
+            most = model.bound(call).cost_nanos if model.price is not None and model.timeout is not None else None
+            try:
+                return await self._confirmations.offer(task, rung.alias, (*before, denied.limit.name), most)
+            except StoreUnavailable:
+                return None
+
+        async def queue() -> Job | None:
+            taken = task.respond_async or task.origin is not None
+            if self.jobs is None or not taken or task.handler is not None:  # a handler is gone with its request
+                return None
+            self.jobs.start(self._run, self._has_room)
+            traceparent, seconds = draft.timeline.root.traceparent, task.timeout or self._timeout
+            bound = model.bound(call)
+            try:
+                return await self.jobs.put(task, denied, rung.role, bound, traceparent=traceparent, time_limit=seconds)
+            except StoreUnavailable:
+                return None
+
+        return Later(offer, queue)
+
+    async def _run(self, task: Task) -> Outcome:
+        """Run a job."""
+        return await (self.route(task) if task.operation == CHAT else self.embed(task))
+
+    async def _has_room(self, caller: Caller, role: Role, bound: Spend) -> bool:
+        """Return whether the limits have room for so much: hold it, and let it go."""
+        limits = self.policy.limits_of(caller, role)
+        if self._ledger is None or not limits:
+            return True
+        claim = Claim(fresh_id(), 0, time.time(), caller, role, bound, limits, LEASE_MARGIN)
+        if isinstance(await self._ledger.reserve(claim), Denied):
+            return False
+        await self._ledger.release(claim)
+        return True
 
     async def _attempt(  # noqa: PLR0913 - what an attempt is made of
         self, rung: Rung, call: Call, validators: Sequence[Validator], tap: _Tap, draft: Draft, hold: Hold
@@ -505,6 +608,9 @@ class Router:
             )
             draft.attempts.append(attempt)
             booked = self._settle(attempt, draft)
+            rates = self.policy.rates_of(draft.task.caller)
+            if self._rates is not None and rates and meter.usage is not None:
+                self._rates.owe(draft.task.caller, rates, meter.usage.output)
         if booked is not None:
             await _durable(booked)
         return attempt
@@ -603,6 +709,18 @@ class _Tap:
         except Exception as error:
             msg = "the caller's sink took no more"
             raise CallerGone(msg) from error
+
+
+def _limited(stage: Note, draft: Draft, denied: Denied, action: str, turns_dropped: int = 0) -> None:
+    draft.limited(denied, action, turns_dropped)
+    stage.attributes[names.QUOTA_SCOPE] = denied.limit.name
+    stage.attributes[names.QUOTA_HEADROOM] = denied.headroom
+    stage.attributes[names.QUOTA_ACTION] = action
+
+
+def _turned_back(draft: Draft) -> tuple[Status, Reason]:
+    """Return how a request ends that does not come in."""
+    return (Status.QUEUED, draft.job.reason) if draft.job else (Status.REFUSED, Reason.RATE_LIMIT)
 
 
 _UNBOOKED = "the cost of an attempt could not be booked: %s"

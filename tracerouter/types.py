@@ -47,6 +47,10 @@ class Status(StrEnum):
     CACHED = "cached"
     STALE = "stale"
     """With an expired answer, since a limit was reached."""
+    NEEDS_CONFIRMATION = "needs_confirmation"
+    """Not served, since a limit was reached that its caller may pass by saying so."""
+    QUEUED = "queued"
+    """To be run later, since a limit was reached."""
     REFUSED = "refused"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -77,6 +81,7 @@ class Reason(StrEnum):
     PROVIDER_ERROR = "provider_error"
     CONTEXT_TOO_LONG = "context_too_long"
     # why no answer, or a lesser one
+    RATE_LIMIT = "rate_limit"
     BUDGET_EXHAUSTED = "budget_exhausted"
     LEDGER_UNAVAILABLE = "ledger_unavailable"
     NOT_ALLOWED = "not_allowed"
@@ -102,6 +107,8 @@ class Caller:
     team: str | None = None
     user: str | None = None
     tier: str | None = None
+    key: str | None = None
+    """Tells its API key from others, for rate limits: a digest."""
 
 
 class Freshness(NamedTuple):
@@ -113,6 +120,15 @@ class Freshness(NamedTuple):
     """Seconds; an older entry does not count. None: any entry that has not expired."""
     label: str | None = None
     """A name of the policy's `freshness`, which says how old an entry may be."""
+
+
+class Origin(NamedTuple):
+    """Where a task comes from that is run later than it was asked."""
+
+    job: str
+    """Its id."""
+    traceparent: str
+    """Of the request that queued it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +149,14 @@ class Task:
     """None: the router draws one."""
     handler: Callable[[Call, Meter], Awaitable[Completion]] | None = None
     """The wrapped service's own handler, which an alias of provider ``handler`` calls."""
+    confirm: str | None = None
+    """The token that lets it pass a limit, once."""
+    respond_async: bool = False
+    """Whether the caller takes an answer later, where policy queues."""
+    idempotency_key: str | None = None
+    """Makes one job of equal requests that are queued."""
+    origin: Origin | None = None
+    """The job that it runs. None: it is asked now."""
 
     @classmethod
     def chat(cls, text: str, *, model: str = "auto", **facts: Any) -> Self:
@@ -173,6 +197,11 @@ class Task:
             msg = f"the request has {size} bytes; at most {max_bytes} are taken"
             raise TooLarge(msg, "messages" if "messages" in found else "input")
         return cls(found, **facts)
+
+    @property
+    def operation(self) -> str:
+        """What it is a request for: ``chat`` or ``embeddings``."""
+        return CHAT if "messages" in self.body else EMBEDDINGS
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -422,17 +451,17 @@ class Balance(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What may be spent on one account in a day or a month, and what is done when it is reached."""
+    """What may be spent on one account in a day or a month, and what is done when it is reached; or a rate."""
 
     name: str
     """How spans, metrics and answers call it."""
     per: str
-    """Whose account: ``tenant``, ``team`` or ``user``. None is wider than a tenant."""
+    """Whose account: ``tenant``, ``team`` or ``user``; of a rate ``key``, too. None is wider than a tenant."""
     unit: str
     """Of `amount`: the field of Spend that it bounds."""
     amount: int
     period: str
-    """``day`` or ``month``."""
+    """``day`` or ``month``; of a rate ``second``, ``minute`` or ``hour``."""
     role: Role | None = None
     """The attempts that count; those of ``expensive`` are all that ``fallback`` makes, too. None: every call."""
     tier: str | None = None
@@ -487,6 +516,16 @@ class Headroom(NamedTuple):
     left: int
 
 
+class Standing(NamedTuple):
+    """How a caller stands against a rate."""
+
+    limit: Limit
+    left: int
+    """In the rate's unit."""
+    reset: float
+    """Seconds until all of it is there again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reservation:
     """Room in the ledger that an attempt holds until it is settled."""
@@ -504,13 +543,62 @@ class Denied:
     left: int
     """Before the attempt, in the limit's unit."""
     retry_after: float
-    """Seconds until the limit's period ends."""
+    """Seconds until the limit's period ends, or until a rate has room; infinite where it never has so much."""
     reason: Reason = Reason.BUDGET_EXHAUSTED
 
     @property
     def headroom(self) -> float:
         """What is left, as spans and record tell it: USD, requests or tokens."""
         return self.left / NANOS if self.limit.unit == "cost_nanos" else float(self.left)
+
+
+class Admission(NamedTuple):
+    """Whether a request may come in, by how fast its caller asks."""
+
+    standings: tuple[Standing, ...] = ()
+    denied: Denied | None = None
+
+
+class Confirmation(NamedTuple):
+    """What a caller is offered at a limit: to say that it is worth it."""
+
+    token: str
+    limit: str
+    """The name of the limit that was reached."""
+    model: str
+    """The alias of the model that it is good for."""
+    most: int | None
+    """What one call of that can cost (nano-dollars). None: not known."""
+    expires: float
+    """Unix seconds."""
+
+
+class Confirmed(NamedTuple):
+    """What a caller has said is worth it."""
+
+    model: str
+    """The alias that it holds for."""
+    limits: tuple[str, ...]
+    """The names of the limits that need no room for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request that is run later. Times are Unix seconds."""
+
+    id: str
+    state: str
+    """``queued``, ``running``, ``done`` or ``failed``."""
+    limit: str
+    """The name of the limit that was reached."""
+    reason: Reason
+    created: float
+    due: float | None
+    """When it is run at the latest. None: it is not waiting."""
+    status: int | None = None
+    """The HTTP status of its answer. None: there is none yet."""
+    answer: Mapping[str, Any] | None = field(default=None, repr=False)
+    """As OpenAI tells it; an error, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -790,6 +878,10 @@ class Outcome:
     """The models that classifiers asked; no rungs, but they cost too."""
     denied: Denied | None = None
     """The last limit that was reached, if one was."""
+    confirmation: Confirmation | None = None
+    """What was offered, where it needs confirmation."""
+    job: Job | None = None
+    """What was queued."""
 
     @property
     def cost_nanos(self) -> int | None:

@@ -331,7 +331,10 @@ async def test_keys_stand_for_callers(tmp_path: Path) -> None:
     (tmp_path / "keys.json").write_text(json.dumps([{"key": KEY, "tenant": "acme", "team": None, "tier": "free"}]))
     built = config.load(write(tmp_path, keys={"file": "keys.json"}))
     assert built.keys is not None
-    assert built.keys.caller(KEY) == Caller("acme", tier="free")
+    caller = built.keys.caller(KEY)
+    assert caller is not None
+    assert caller.key
+    assert caller == Caller("acme", tier="free", key=caller.key)
     assert built.keys.caller(f"{KEY}0") is built.keys.caller("") is built.keys.caller("\ud800") is None
     assert KEY not in repr(vars(built.keys))
     await built.router.close()

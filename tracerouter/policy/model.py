@@ -224,6 +224,7 @@ class TierPolicy(Written):
     on_risk: OnRisk | None = None
 
 
+_RATE: Final = re.compile(r"([1-9]\d*) *(requests|tokens) */ *(second|minute|hour)")
 _LIMIT: Final = re.compile(r"(\d+(?:\.\d{1,9})?) *(USD|requests|tokens) */ *(day|month)")
 _UNITS: Final = {"USD": "cost_nanos", "requests": "requests", "tokens": "tokens"}
 
@@ -247,7 +248,16 @@ def _amount(found: object) -> Amount:
     return Amount(f"{number} {unit}/{period}", _UNITS[unit], amount, period)
 
 
-Action = Literal["downgrade", "shorten", "stale", "refuse"]
+def _rate(found: object) -> Amount:
+    match = _RATE.fullmatch(found.strip()) if isinstance(found, str) else None
+    if match is None:
+        msg = "found {found}, but a rate such as 60 requests/minute or 100000 tokens/minute belongs here"
+        raise PydanticCustomError("limit", msg, {"found": repr(found)})
+    number, unit, period = match.groups()
+    return Amount(f"{number} {unit}/{period}", unit, int(number), period)
+
+
+Action = Literal["downgrade", "shorten", "confirm", "queue", "stale", "refuse"]
 Denial = Literal["accept", "stale", "refuse"]
 
 
@@ -261,17 +271,38 @@ def _zone(found: str) -> str:
     return found
 
 
-class QuotaOf(Written):
-    """What may be spent in a day or a month, and what is done when that is reached."""
+class AnyLimit(Written):
+    """What every limit takes."""
 
     name: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9 _./-]{0,63}$",
         description="How it is called; as it is written, if absent",
     )
-    per: Literal["tenant", "team", "user"] = Field(description="Whose spend is summed; always within one tenant")
     tier: str | None = Field(default=None, description="The callers that it holds for; all, if absent")
     tenant: str | None = Field(default=None, description="The one tenant that it holds for; all, if absent")
+
+
+class RateOf(AnyLimit):
+    """How fast callers may ask."""
+
+    per: Literal["key", "tenant", "user"] = Field(default="key", description="Whose requests are counted together")
+    limit: Annotated[Amount, BeforeValidator(_rate, json_schema_input_type=str)] = Field(
+        description="Such as 60 requests/minute, 100000 tokens/minute, 5 requests/second"
+    )
+
+    @property
+    def resolved(self) -> Limit:
+        """Itself, as it is kept."""
+        written, unit, amount, period = self.limit
+        name = self.name or " ".join(part for part in (self.tenant, self.tier, self.per, written) if part is not None)
+        return Limit(name, self.per, unit, amount, period, tier=self.tier, tenant=self.tenant)
+
+
+class QuotaOf(AnyLimit):
+    """What may be spent in a day or a month, and what is done when that is reached."""
+
+    per: Literal["tenant", "team", "user"] = Field(description="Whose spend is summed; always within one tenant")
     role: Literal["cheap", "expensive", "fallback"] | None = Field(
         default=None, description="The attempts that count, fallbacks as expensive ones, too; all, if absent"
     )
@@ -343,6 +374,7 @@ class PolicyFile(Written):
     timezone: Annotated[str, AfterValidator(_zone)] = Field(
         default="UTC", description="IANA name of the zone whose midnight ends a day and a month"
     )
+    rates: list[RateOf] = Field(default=[], description="How fast callers may ask")
     quotas: list[QuotaOf] = Field(default=[], description="What callers may spend")
     without_ledger: WithoutLedger = WithoutLedger()
     storm: NotYet = None
@@ -373,15 +405,16 @@ class PolicyFile(Written):
     def _limits_have_names_of_their_own(self) -> Self:
         known = {*self.tiers}
         names: set[str] = set()
-        for at, quota in enumerate(self.quotas):
-            if quota.tier is not None and quota.tier not in known:
-                msg = "quotas.{at}.tier: {tier} is none of the policy's `tiers`{nearest}"
-                told = {"at": at, "tier": repr(quota.tier), "nearest": nearest(quota.tier, known), "key": "quotas"}
+        limits: list[tuple[str, int, QuotaOf | RateOf]] = [("quotas", at, one) for at, one in enumerate(self.quotas)]
+        for key, at, limit in [*limits, *(("rates", at, one) for at, one in enumerate(self.rates))]:
+            if limit.tier is not None and limit.tier not in known:
+                msg = "{key}.{at}.tier: {tier} is none of the policy's `tiers`{nearest}"
+                told = {"at": at, "tier": repr(limit.tier), "nearest": nearest(limit.tier, known), "key": key}
                 raise PydanticCustomError("not_known", msg, told)
-            name = quota.resolved.name
+            name = limit.resolved.name
             if name in names:
-                msg = "quotas.{at}: another one is called {name}, too; give one of them a `name` of its own"
-                raise PydanticCustomError("twice", msg, {"at": at, "name": repr(name), "key": "quotas"})
+                msg = "{key}.{at}: another one is called {name}, too; give one of them a `name` of its own"
+                raise PydanticCustomError("twice", msg, {"at": at, "name": repr(name), "key": key})
             names.add(name)
         return self
 
@@ -458,6 +491,7 @@ class Policy:
     """Those that a caller may ask for by name."""
     embeddings: tuple[str, ...]
     """The models that a request for embeddings may name, whatever the tier."""
+    rates: tuple[Limit, ...]
     limits: tuple[Limit, ...]
     without_ledger: WithoutLedger
     timezone: str
@@ -508,6 +542,7 @@ class Policy:
             label_patterns={label: tuple(task.match) for label, task in written.tasks.items() if task.match},
             ladders={name: tuple(ladder) for name, ladder in written.ladders.items()},
             embeddings=tuple(written.embeddings),
+            rates=tuple(rate.resolved for rate in written.rates),
             limits=tuple(quota.resolved for quota in written.quotas),
             without_ledger=written.without_ledger,
             timezone=written.timezone,
@@ -538,6 +573,19 @@ class Policy:
     def limits_of(self, caller: Caller, role: Role) -> tuple[Limit, ...]:
         """Return the limits that must have room for what `caller` asks in `role`."""
         return tuple(limit for limit in self.limits if limit.holds_for(caller, role)) if self.limits else ()
+
+    def rates_of(self, caller: Caller) -> tuple[Limit, ...]:
+        """Return the rates that bound how fast `caller` may ask."""
+        return tuple(rate for rate in self.rates if rate.concerns(caller)) if self.rates else ()
+
+    @property
+    def actions(self) -> dict[str, str]:
+        """What is done where a limit is reached: each action, and the place where it is named first."""
+        found: dict[str, str] = {}
+        for at, limit in enumerate(self.limits):
+            for action in limit.then:
+                found.setdefault(action, f"quotas.{at}.then")
+        return found
 
     @property
     def caches(self) -> bool:

@@ -78,7 +78,8 @@ def scope(per: str, caller: Caller) -> str:
     """Return whose account it is."""
     if per == "tenant":
         return per
-    return f"{per}:{(caller.team if per == 'team' else caller.user) or ''}"
+    named = {"team": caller.team, "user": caller.user, "key": caller.key}
+    return f"{per}:{named[per] or ''}"
 
 
 @lru_cache(maxsize=256)

@@ -70,7 +70,9 @@ class Keep:
 
     def _telling(self, record: Record) -> str | None:
         if record.error_type is not None:
-            return "refusal" if record.outcome == "refused" else "error"
+            return "refusal" if record.route == "refused" else "error"
+        if record.route == "queued":
+            return "refusal"  # what runs it later is linked to it
         if record.fallback_from is not None:
             return "fallback"
         if record.outcome == "in_review":

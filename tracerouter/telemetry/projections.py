@@ -14,12 +14,14 @@
 
 from __future__ import annotations
 
+from math import ceil
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry._logs import LogRecord, SeverityNumber
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import (
+    Link,
     NonRecordingSpan,
     SpanContext,
     SpanKind,
@@ -100,6 +102,8 @@ FIELDS: Final = (
     Field("quota_scope", str, names.QUOTA_SCOPE, fact="quota_scope"),
     Field("quota_headroom", float, names.QUOTA_HEADROOM),
     Field("quota_action", str, names.QUOTA_ACTION, fact="quota_action"),
+    Field("confirmed", tuple, names.QUOTA_CONFIRMED, fact="confirmed", read=lambda r: r.confirmed or None),
+    Field("job", str, names.JOB, fact="job"),
     Field("budget_remaining", str, header="budget-remaining", fact="budget_remaining"),
     Field("turns_dropped", int, fact="turns_dropped", read=lambda r: r.turns_dropped or None),
     Field("unvalidated", bool, fact="unvalidated", read=lambda r: r.unvalidated or None),
@@ -245,6 +249,8 @@ def _measure_stages(record: Record, keep: str | None, m: Instruments) -> None:
         m.validations.add(1, validator, status, record.arm)
     for scope, action in record.limits_reached:
         m.quota_decisions.add(1, scope, action)
+    for scope in record.confirmed:
+        m.quota_decisions.add(1, scope, "confirmed")
     if record.underreserved:
         m.quota_decisions.add(record.underreserved, None, "underreserved")
 
@@ -297,6 +303,7 @@ def timeline_rows(record: Record) -> list[dict[str, Any]]:
             "duration_ms": note.latency * 1e3,
             "attributes": _attributes(note),
             **({"status_message": note.status_message} if note.status_message else {}),
+            **({"links": [f"{link.trace_id:032x}" for link in note.links]} if note.links else {}),
             "events": [
                 {"name": name, "at_ms": (at_ns - root.start_ns) / 1e6, **details}
                 for name, at_ns, details in note.events
@@ -312,6 +319,13 @@ def headers(record: Record, told: Row) -> dict[str, str]:
     made["traceparent"] = record.timeline.root.traceparent
     if record.cost_nanos is not None:
         made["x-tracerouter-cost"] = usd(record.cost_nanos)
+    for unit in ("requests", "tokens"):
+        of_unit = [one for one in record.standings if one.limit.unit == unit]
+        if of_unit:  # OpenAI's names; of several the one that is nearest
+            limit, left, reset = min(of_unit, key=lambda one: one.left / one.limit.amount)
+            made[f"x-ratelimit-limit-{unit}"] = str(limit.amount)
+            made[f"x-ratelimit-remaining-{unit}"] = str(left)
+            made[f"x-ratelimit-reset-{unit}"] = _duration(reset)
     return made
 
 
@@ -374,6 +388,7 @@ def _span(  # noqa: PLR0913 - what a span is made of
         parent=parent,
         resource=resource,
         attributes=attributes,
+        links=[Link(context) for context in note.links],
         events=[Event(name, details, at_ns) for name, at_ns, details in note.events],
         kind=note.kind,
         status=Status(StatusCode.ERROR, note.status_message) if note.error_type else _OK,
@@ -381,6 +396,14 @@ def _span(  # noqa: PLR0913 - what a span is made of
         end_time=note.end_ns,
         instrumentation_scope=scope,
     )
+
+
+def _duration(seconds: float) -> str:
+    """Write seconds as OpenAI does: ``12ms``, ``1.5s``, ``6m0s``."""
+    if seconds < 1:
+        return f"{ceil(seconds * 1e3)}ms"
+    minutes, rest = divmod(seconds, 60)
+    return f"{minutes:.0f}m{rest:.0f}s" if minutes else f"{rest:.3g}s"
 
 
 def _usd(nanos: int | None) -> float | None:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from tracerouter.telemetry.timeline import Note
-    from tracerouter.types import Denied
+    from tracerouter.types import Confirmation, Confirmed, Denied, Job, Standing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +125,12 @@ class Record:
     """Calls that cost more than was reserved for them."""
     budget_remaining: str | None
     """Of the limit that has the smallest share left, with its unit."""
+    standings: tuple[Standing, ...]
+    """How the caller stands against its rates."""
+    confirmed: tuple[str, ...]
+    """The limits that its caller has confirmed it past."""
+    job: str | None
+    """The job that was queued, or that it runs."""
     turns_dropped: int
     unvalidated: bool
     """Whether an answer was accepted that the validators had turned down."""
@@ -162,13 +168,17 @@ class Draft:
         "attempts",
         "classification",
         "classifier_calls",
+        "confirmation",
+        "confirmed",
         "decision",
         "denied",
         "hit",
+        "job",
         "limits_reached",
         "policy",
         "prompt_hash",
         "request_id",
+        "standings",
         "task",
         "timeline",
         "turns_dropped",
@@ -200,12 +210,18 @@ class Draft:
         self.denied: Denied | None = None
         self.limits_reached: list[tuple[str, str]] = []
         self.turns_dropped = 0
+        self.standings: tuple[Standing, ...] = ()
+        self.confirmed: Confirmed | None = None
+        self.confirmation: Confirmation | None = None
+        self.job: Job | None = None
         self._finish = finish
         self._providers = providers
         self._baseline = baseline
         self._done = False
         self._started = time.time()
         self._note: Note = self.timeline.stage(f"route {policy}")
+        if task.origin is not None:
+            self._note.link(task.origin.traceparent)
 
     def __enter__(self) -> Self:
         self._note.__enter__()
@@ -257,7 +273,7 @@ class Draft:
     def end(self, status: Status, reason: Reason, completion: Completion | None = None) -> Outcome:
         """Close the ``route`` note, build the Record, tell it everywhere, and return the Outcome."""
         self._done = True
-        if status in (Status.FAILED, Status.CANCELLED, Status.REFUSED):
+        if status in (Status.FAILED, Status.CANCELLED, Status.REFUSED, Status.NEEDS_CONFIRMATION):
             last = self.attempts[-1].reason if self.attempts and status is Status.FAILED else None
             self._note.fail((last or reason).value)
         self._note.__exit__(None, None, None)
@@ -273,6 +289,8 @@ class Draft:
             tuple(self.attempts),
             tuple(self.classifier_calls),
             self.denied,
+            self.confirmation,
+            self.job,
         )
 
     def _record(self, status: Status, reason: Reason, completion: Completion | None) -> Record:
@@ -336,6 +354,9 @@ class Draft:
             limits_reached=tuple(self.limits_reached),
             underreserved=sum(call.underreserved for call in (*self.classifier_calls, *attempts)),
             budget_remaining=_remaining(attempts),
+            standings=self.standings,
+            confirmed=self.confirmed.limits if self.confirmed else (),
+            job=self.job.id if self.job else self.task.origin.job if self.task.origin else None,
             turns_dropped=self.turns_dropped,
             unvalidated=status is Status.ANSWERED and last is not None and not last.accepted,
             cache_age=self.hit.age if cached else None,
@@ -380,6 +401,8 @@ _ROUTES: Final = {
     Status.CACHED: "cached",
     Status.STALE: "cached",
     Status.REFUSED: "refused",
+    Status.NEEDS_CONFIRMATION: "refused",
+    Status.QUEUED: "queued",
 }
 
 

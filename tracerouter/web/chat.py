@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 import orjson
 from aiohttp import web
 
-from tracerouter.errors import BadRequest, CallerGone, TooLarge
+from tracerouter.errors import BadRequest, CallerGone, TooLarge, TracerouterError
+from tracerouter.quota.confirmations import HEADER as CONFIRM_HEADER
 from tracerouter.telemetry import fresh_id
-from tracerouter.types import Freshness, Task
-from tracerouter.web import errors
+from tracerouter.types import CHAT, Freshness, Outcome, Task
+from tracerouter.web import errors, jobs
 from tracerouter.web.events import EventStream, identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from tracerouter.router import Router
-    from tracerouter.types import Call, Caller, Completion, Meter, Outcome
+    from tracerouter.types import Call, Caller, Completion, Meter
 
 REQUEST_ID = web.RequestKey("tracerouter.request_id", str)
 """What to quote."""
@@ -36,6 +37,8 @@ class Service(Protocol):
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
+_RESPOND_ASYNC = re.compile(r"(^|[,;])\s*respond-async\s*($|[,;])", re.IGNORECASE)
+_IDEMPOTENCY_KEY = re.compile(r"[!-~]([ -~]{0,253}[!-~])?")
 _FRESHNESS = re.compile(r"max-age=(\d{1,9})|([a-z][a-z0-9_]{0,31})")
 
 
@@ -80,7 +83,7 @@ async def read_task(
 
 
 def wishes(headers: Mapping[str, str]) -> dict[str, Any]:
-    """Read what the ``x-tracerouter-…`` headers of a request ask for, as fields of a Task.
+    """Read what the headers of a request ask for, as fields of a Task.
 
     Raises:
         BadRequest: Names the header that is wrong.
@@ -89,6 +92,9 @@ def wishes(headers: Mapping[str, str]) -> dict[str, Any]:
         "hint": _name(headers, "x-tracerouter-task"),
         "freshness": _freshness(headers),
         "timeout": _timeout(headers),
+        "confirm": headers.get(CONFIRM_HEADER),
+        "respond_async": bool(_RESPOND_ASYNC.search(headers.get("prefer", ""))),
+        "idempotency_key": _idempotency_key(headers),
     }
 
 
@@ -144,12 +150,28 @@ async def answer(
 
 def plain(outcome: Outcome, kind: str) -> web.Response:
     """Make a plain answer, or tell why there is none; `kind` is its ``object``."""
-    completion = outcome.completion
-    if completion is None:
-        return errors.response(errors.of_outcome(outcome), outcome.request_id, outcome.headers)
+    if outcome.completion is not None:
+        body = _whole(outcome, outcome.completion, kind)
+        return web.Response(body=orjson.dumps(body), headers=outcome.headers, content_type="application/json")
+    if outcome.job is not None:
+        return jobs.accepted(outcome.job, outcome)
+    return errors.response(errors.of_outcome(outcome), outcome.request_id, outcome.headers)
+
+
+def later(result: Outcome | TracerouterError, operation: str) -> tuple[int, Mapping[str, Any]]:
+    """Return status and body of the plain answer to a request that was run later, for ``chat`` or ``embeddings``."""
+    if isinstance(result, Outcome):
+        if result.completion is not None:
+            return 200, _whole(result, result.completion, "chat.completion" if operation == CHAT else "list")
+        problem, quoted = errors.of_outcome(result), result.request_id
+    else:
+        problem, quoted = errors.of_error(result), None
+    return problem.status, orjson.loads(errors.body(problem, quoted))
+
+
+def _whole(outcome: Outcome, completion: Completion, kind: str) -> dict[str, Any]:
     told = identity(completion.body, outcome.request_id) if kind == "chat.completion" else {}
-    body = {**told, "object": kind, **completion.body, "tracerouter": outcome.facts}
-    return web.Response(body=orjson.dumps(body), headers=outcome.headers, content_type="application/json")
+    return {**told, "object": kind, **completion.body, "tracerouter": outcome.facts}
 
 
 def _name(headers: Mapping[str, str], name: str) -> str | None:
@@ -157,6 +179,14 @@ def _name(headers: Mapping[str, str], name: str) -> str | None:
     if value is not None and not _NAME.fullmatch(value):
         msg = f"the header `{name}` must be a name of letters, digits and _.:-, at most 64 characters long"
         raise BadRequest(msg, name)
+    return value
+
+
+def _idempotency_key(headers: Mapping[str, str]) -> str | None:
+    value = headers.get("idempotency-key")
+    if value is not None and not _IDEMPOTENCY_KEY.fullmatch(value):
+        msg = "the header `idempotency-key` must be 1 to 255 printable ASCII characters"
+        raise BadRequest(msg, "idempotency-key")
     return value
 
 

@@ -11,7 +11,7 @@ import orjson
 
 from tracerouter.errors import BadRequest, place
 from tracerouter.telemetry import current_traceparent
-from tracerouter.web import errors
+from tracerouter.web import errors, jobs
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -80,7 +80,7 @@ class EventStream(Generic[_Writer]):
     async def finish(self, outcome: Outcome) -> _Writer:
         """Write how it ended: finish reasons, usage where it was asked for, and the request's facts."""
         if outcome.completion is None:
-            await self._tell(errors.of_outcome(outcome), {"tracerouter": outcome.facts})
+            await self._unanswered(outcome)
         else:
             await self._finish_choices(outcome.completion, outcome)
         return await self._end()
@@ -97,6 +97,13 @@ class EventStream(Generic[_Writer]):
 
     async def _tell(self, problem: errors.Problem, facts: Mapping[str, Any]) -> None:
         await self._write({**orjson.loads(errors.body(problem, self._id)), **facts})
+
+    async def _unanswered(self, outcome: Outcome) -> None:
+        if outcome.job is not None:
+            await self._write({**jobs.told(outcome.job), "tracerouter": outcome.facts})
+            return
+        problem = errors.of_outcome(outcome)
+        await self._tell(problem, {"tracerouter": problem.facts or outcome.facts})
 
     async def _end(self) -> _Writer:
         response = await self._started()

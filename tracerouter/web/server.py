@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from aiohttp import web
 
-from tracerouter.errors import BadRequest, Unauthorized, place
+from tracerouter.errors import BadRequest, NotFound, StoreUnavailable, Unauthorized, place
 from tracerouter.types import Caller, Task
-from tracerouter.web import chat, errors, tracing
+from tracerouter.web import chat, errors, jobs, tracing
 from tracerouter.web.chat import REQUEST_ID
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ def application(
     app.router.add_post("/v1/chat/completions", gateway.chat_completions)
     app.router.add_post("/v1/embeddings", gateway.embeddings)
     app.router.add_get("/v1/models", gateway.models)
+    if router.jobs is not None:
+        app.router.add_get(jobs.PATH, gateway.job)
+        app.router.add_delete(jobs.PATH, gateway.cancel_job)
     app.router.add_get("/healthz", gateway.healthz)
     app.router.add_get("/readyz", gateway.readyz)
     app.on_startup.append(gateway.start)
@@ -78,6 +81,8 @@ class _Gateway:
             return await handler(request)
         except BadRequest as error:
             problem = errors.of_bad_request(error)
+        except StoreUnavailable:
+            problem = errors.UNAVAILABLE
         except web.HTTPException as error:
             code = "not_found" if error.status == 404 else "http_error"  # noqa: PLR2004 - HTTP's own number
             problem = errors.Problem(error.status, f"{request.method} {request.path[:128]}: {error.reason}", code)
@@ -107,6 +112,22 @@ class _Gateway:
         ]
         return web.json_response({"object": "list", "data": told}, headers={"x-request-id": request[REQUEST_ID]})
 
+    async def job(self, request: web.Request) -> web.Response:
+        """``GET /tracerouter/jobs/ID``: what has become of it; to its own caller."""
+        caller, wanted = self._caller(request), request.match_info["id"]
+        found = await self._router.jobs.get(wanted, caller) if self._router.jobs else None
+        if found is None:
+            raise NotFound(_no_job(wanted), "id")
+        return web.json_response(jobs.told(found), headers={"x-request-id": request[REQUEST_ID]})
+
+    async def cancel_job(self, request: web.Request) -> web.Response:
+        """``DELETE /tracerouter/jobs/ID``: it is stopped, and all that was kept of it deleted."""
+        caller, wanted = self._caller(request), request.match_info["id"]
+        if self._router.jobs is None or not await self._router.jobs.cancel(wanted, caller):
+            raise NotFound(_no_job(wanted), "id")
+        told = {"id": wanted, "object": "tracerouter.job", "deleted": True}
+        return web.json_response(told, headers={"x-request-id": request[REQUEST_ID]})
+
     async def healthz(self, _: web.Request) -> web.Response:
         """``GET /healthz``: the process lives."""
         return web.json_response({"status": "ok"})
@@ -135,3 +156,7 @@ class _Gateway:
             msg = f"an API key is needed, as `Authorization: Bearer KEY`; {found}"
             raise Unauthorized(msg, "authorization")
         return caller
+
+
+def _no_job(wanted: str) -> str:
+    return f"there is no job {wanted[:64]!r}: an answer is kept for a day"
