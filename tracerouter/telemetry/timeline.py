@@ -23,7 +23,7 @@ from tracerouter.telemetry import names
 from tracerouter.types import CHAT, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from contextvars import Token
     from types import TracebackType
 
@@ -100,7 +100,7 @@ class Note:
         self.span_id = _draw(64) or 1
         self.attributes: dict[str, Any] = {}
         self.events: list[tuple[str, int, dict[str, Any]]] = []
-        self.links: Sequence[SpanContext] = ()
+        self.links: tuple[SpanContext, ...] = ()
         """Spans of other traces that belong to it."""
         self.usage: Usage | None = None
         self.cost_nanos: int | None = 0
