@@ -20,7 +20,7 @@ Sums = tuple[int, int, int]
 _OF_ENTRIES = "SELECT coalesce(sum(cost_nanos), 0), count(*), sum(input_tokens + output_tokens) FROM entries"
 _OF_ACCOUNTS = """
 SELECT sum(cost_nanos), sum(requests), sum(tokens) FROM accounts
-WHERE scope = 'tenant' AND role = 'all' AND length(period) = 7
+WHERE scope = 'tenant'
 """
 
 
