@@ -221,7 +221,7 @@ async def test_sums_equal_the_records(measured: Measured) -> None:
 
 
 async def test_what_classifiers_ask_is_told_by_model_role_and_failure() -> None:
-    """A classifier's model that fails can be told from a rung's, though both are one; the failure is the stage's too."""
+    """A classifier's model that fails can be told from a rung's, though both are one; its failure is the stage's."""
     measured = Measured()
 
     class Asking:
