@@ -151,7 +151,7 @@ class Router:
                 return await self._answer(Status.CACHED, Reason.CACHE_HIT, hit.completion, tap, draft)
             classification = await self._classify(task, deadline, draft)
             decision = self._decide(task, classification, ladder, pinned, draft)
-            validators = self._checks.of(task, decision.rules)
+            validators = self._checks.of(task, decision.rules, streamed=sink is not None)
             escalation = None
             for rung in decision.rungs:
                 if tap.committed or self._too_late(rung, deadline):
