@@ -106,12 +106,12 @@ class Model:
     def bound(self, call: Call, less: int = 0) -> Spend:
         """Return the most that one try of `call` can use, had its input `less` tokens less.
 
-        That is its input and the bound on its answer that is sent along. The input is counted as :func:`count_request`
+        That is its input and the bound on its answer that is sent along. The input is counted as :meth:`count_input`
         does: exactly for OpenAI's models. A wrapped service's call has no bound that is known.
         """
         if self.timeout is None:
             return Spend()
-        asked = max(count_request(call.body) - less, 0)
+        asked = max(self.count_input(call.body) - less, 0)
         answered = (call.body.get(self.limit_field) or 0) * (call.body.get("n") or 1)
         return Spend(self.price.most(asked, answered) if self.price else 0, 1, asked + answered)
 
