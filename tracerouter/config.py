@@ -325,6 +325,7 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
     _check_actions(policy, settings.store)
     keys = Keys.load(settings.keys, folder) if settings.keys and serves else None
     checks = Checks(policy.validators, policy.schemas)
+    endpoint = _endpoint(settings.telemetry)
     session = _Session()
 
     async def ask(alias: str, body: Mapping[str, Any], timeout: float) -> Completion:  # noqa: ASYNC109 - of many rooms
@@ -340,7 +341,7 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
     store = SqliteStore(store_path(settings.store, folder))
     ledger = SqliteLedger(store, policy.timezone)
     items = SqliteItems(store)
-    telemetry = _telemetry(settings.telemetry, policy, store, host)
+    telemetry = _telemetry(settings.telemetry, endpoint, policy, store, host)
     quotas = QuotaState(ledger, policy)
     telemetry.instruments.tenant_spend.read = quotas.spend
     telemetry.instruments.budget_limit.read = quotas.budgets
@@ -497,7 +498,9 @@ def _classifier(found: object, policy: Policy, folder: Path, ask: Ask) -> Classi
     return made
 
 
-def _telemetry(found: TelemetryOf, policy: Policy, store: SqliteStore, host: Mapping[str, Any]) -> Telemetry:
+def _telemetry(
+    found: TelemetryOf, endpoint: str | None, policy: Policy, store: SqliteStore, host: Mapping[str, Any]
+) -> Telemetry:
     keep = Keep(found.keep.share, found.keep.slow, found.keep.dear, found.keep.parent)
     facts: dict[str, Any] = {
         "keep": keep,
@@ -508,7 +511,6 @@ def _telemetry(found: TelemetryOf, policy: Policy, store: SqliteStore, host: Map
         "delay": TELEMETRY_DELAY,
         **{name: value for name, value in host.items() if value},
     }
-    endpoint = _endpoint(found)
     if endpoint:
         return over_otlp(endpoint, metric_interval=found.metric_interval, **facts)
     if found.console:

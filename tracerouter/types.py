@@ -240,6 +240,11 @@ class Task:
         return (self.body.get("response_format") or {}).get("type") == "json_object"
 
     @property
+    def tools(self) -> list[dict[str, Any]]:
+        """The tools that the model may call."""
+        return self.body.get("tools") or []
+
+    @property
     def has_images(self) -> bool:
         """Whether a message holds an image."""
         parts = (
@@ -700,8 +705,9 @@ class Classification:
     """Whether it was remembered from an equal request."""
     evidence: tuple[Evidence, ...] = ()
     """Why the risks, where the detection is ours."""
-    partial: bool = False
-    """Whether a classifier failed and was passed over, so that asking again may tell more."""
+    failed: str = ""
+    """Why a classifier was passed over, so that asking again may tell more: its model's failure as a reason code, or
+    the exception's type. Empty: none failed, or another was sure all the same."""
 
     @property
     def abstained(self) -> bool:
