@@ -102,6 +102,10 @@ class Caller:
     team: str | None = None
     user: str | None = None
     tier: str | None = None
+    admin: bool = False
+    """May see and do what concerns every tenant."""
+    reviewer: bool = False
+    """May see and decide its tenant's reviews."""
 
 
 class Freshness(NamedTuple):
