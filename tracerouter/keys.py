@@ -15,7 +15,7 @@ from tracerouter.policy.file import Written
 from tracerouter.types import Caller
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 _SHORTEST_KEY = 8
 _RIGHTS = ("admin", "reviewer")
@@ -37,6 +37,10 @@ class Keys:
 
     def __len__(self) -> int:
         return len(self._callers)
+
+    def __iter__(self) -> Iterator[Caller]:
+        """Give whom each key stands for."""
+        return iter(self._callers.values())
 
     def caller(self, key: str) -> Caller | None:
         """Return whom `key` stands for. It is looked up by its digest, so that timing tells nothing of the keys."""

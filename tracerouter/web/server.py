@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from aiohttp import web
 
-from tracerouter.errors import BadRequest, Unauthorized, place
+from tracerouter.errors import BadRequest, StoreUnavailable, Unauthorized, place
 from tracerouter.types import Caller, Task
-from tracerouter.web import chat, errors, tracing
+from tracerouter.web import chat, errors, quota, tracing
 from tracerouter.web.chat import REQUEST_ID
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def application(
     app.router.add_post("/v1/chat/completions", gateway.chat_completions)
     app.router.add_post("/v1/embeddings", gateway.embeddings)
     app.router.add_get("/v1/models", gateway.models)
+    quota.add_routes(app, router, gateway.identified)
     app.router.add_get("/healthz", gateway.healthz)
     app.router.add_get("/readyz", gateway.readyz)
     app.on_startup.append(gateway.start)
@@ -78,6 +79,8 @@ class _Gateway:
             return await handler(request)
         except BadRequest as error:
             problem = errors.of_bad_request(error)
+        except StoreUnavailable:
+            problem = errors.UNAVAILABLE
         except web.HTTPException as error:
             code = "not_found" if error.status == 404 else "http_error"  # noqa: PLR2004 - HTTP's own number
             problem = errors.Problem(error.status, f"{request.method} {request.path[:128]}: {error.reason}", code)
@@ -124,6 +127,10 @@ class _Gateway:
     async def close(self, _: web.Application) -> None:
         """Flush spans and free everything, after the last request."""
         await self._router.close()
+
+    async def identified(self, request: web.Request) -> Caller:
+        """Say who asks."""
+        return self._caller(request)
 
     def _caller(self, request: web.Request) -> Caller:
         if self._keys is None:
