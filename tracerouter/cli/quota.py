@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from zoneinfo import ZoneInfo
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -78,34 +79,27 @@ def run(asked: argparse.Namespace) -> int:
 
 
 def _show(found: list[dict[str, Any]], policy: Policy) -> None:
-    columns = ("tenant", "name", "for", "limit", "spent", "reserved", "left", "resets")
-    table = Table(*columns, title=f"policy {policy.id}", title_justify="left")
-    for column in table.columns[3:7]:
-        column.justify = "right"
-    zone = ZoneInfo(policy.timezone)
+    console, zone = Console(highlight=False), ZoneInfo(policy.timezone)
     for one in found:
-        day, month = (f"{_short(one['spent'][period])} USD" for period in ("day", "month"))
-        table.add_row(escape(one["tenant"]), "[dim]all of today[/dim]", "", "", day)
-        table.add_row("", "[dim]all of this month[/dim]", "", "", month)
+        today, month = (_short(one["spent"][period]) for period in ("day", "month"))
+        console.print(f"[bold]{escape(one['tenant'])}[/bold]  spent {today} USD today, {month} USD this month")
+        table = Table("limit", box=SIMPLE_HEAD, pad_edge=False)
+        for column in ("of", "spent", "reserved", "left", "resets"):
+            table.add_column(column, justify="right", no_wrap=True)
         for limit in one["limits"]:
-            resets = datetime.fromtimestamp(limit["resets_at"], zone).strftime("%d %b %H:%M %Z")
+            whose = "" if limit["per"] == "tenant" else f", {limit['per']} {one[limit['per']]}"
+            amount, *others = (_short(limit[name]) for name in ("limit", "spent", "reserved", "remaining"))
+            resets = datetime.fromtimestamp(limit["resets_at"], zone).strftime("%d %b %H:%M")
             table.add_row(
-                "",
-                limit["name"],
-                escape(_whose(limit, one)),
-                *(f"{_short(limit[name])} {limit['unit']}" for name in ("limit", "spent", "reserved", "remaining")),
+                escape(f"{limit['name']}{whose}"),
+                f"{amount} {limit['unit']}",
+                *others,
                 resets,
                 style="red" if not float(limit["remaining"]) else None,
             )
-        table.add_section()
-    Console().print(table)
-
-
-def _whose(limit: dict[str, Any], one: dict[str, Any]) -> str:
-    tier, role = limit["tier"], limit["role"]
-    who = "" if limit["per"] == "tenant" else f"{limit['per']} {one[limit['per']]}"
-    parts = (who, f"tier {tier}" if tier else "", f"{role} models" if role else "")
-    return ", ".join(part for part in parts if part) or "all"
+        if one["limits"]:
+            console.print(table)
+    console.print(f"policy {policy.id}, times of {policy.timezone}", style="dim")
 
 
 def _short(amount: str | int) -> str:
