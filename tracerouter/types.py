@@ -107,7 +107,7 @@ class Caller:
     team: str | None = None
     user: str | None = None
     tier: str | None = None
-    key: str | None = None
+    key: str | None = field(default=None, compare=False)
     """Tells its API key from others, for rate limits: a digest."""
     admin: bool = False
     """May see and do what concerns every tenant."""

@@ -310,11 +310,15 @@ async def test_real_requests_emit_what_the_table_says(
     )
     async with Gateway(by_model) as classifying:
         await post(http, classifying, asking("a [[ok]]"))
-    policy = {"tasks": {"sql": {"start": "large"}}, "quotas": [{"per": "tenant", "limit": "3 requests/day"}]}
+    quota = {"per": "tenant", "limit": "3 requests/day", "then": ["queue", "confirm"]}
+    policy = {"tasks": {"sql": {"start": "large"}}, "quotas": [quota]}
     async with Gateway(write(tmp_path_factory.mktemp("limited"), openai_models(upstream.url), policy)) as limited:
         await post(http, limited, asking("a [[small-1=500, large-1=ok]]"))
         for _ in range(2):
-            await post(http, limited, asking("q [[500]]"), x_tracerouter_task="sql")
+            _, _, offer = await post(http, limited, asking("q [[500]]"), x_tracerouter_task="sql")
+        token = offer["error"]["confirmation"]["token"]
+        await post(http, limited, asking("q [[500]]"), x_tracerouter_task="sql", x_tracerouter_confirm=token)
+        await post(http, limited, asking("q [[500]]"), prefer="respond-async")
     emitted: dict[str, set[str]] = {kind: set() for kind in SPAN_ATTRIBUTES}
     for span in (*gateway.seen.spans, *classifying.seen.spans, *limited.seen.spans):
         kind = "server" if span.kind.name == "SERVER" else span.name.split(" ")[0]

@@ -13,15 +13,16 @@ from tracerouter.classifiers import Chain, RiskClassifier
 from tracerouter.errors import BadRequest
 from tracerouter.policy import Policy, PolicyFile
 from tracerouter.providers import Simulated, SimulatedProvider
-from tracerouter.quota import SqliteLedger
-from tracerouter.store import SqliteStore
+from tracerouter.quota import Confirmations, Jobs, MemoryRates, SqliteLedger
+from tracerouter.store import SqliteItems, SqliteStore
 from tracerouter.types import Caller, Classification, Freshness, Outcome, Reason, Status, Task
 from tracerouter.validators import Checks
+from tracerouter.web import chat
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-ROUTES = {"cached", "cheap", "expensive", "fallback", "refused", "failed"}
+ROUTES = {"cached", "cheap", "expensive", "fallback", "queued", "refused", "failed"}
 """Design.md's words for a route, those built today."""
 
 
@@ -140,7 +141,35 @@ async def limits() -> Rig:
     return with_models
 
 
-DRIVES: list[Callable[[], Awaitable[Rig]]] = [confident, thresholds, rules, unsupported, rejected, lost, ended, limits]
+async def later() -> Rig:
+    store = SqliteStore(":memory:")
+    items = SqliteItems(store)
+    parts = {
+        "ledger": SqliteLedger(store),
+        "rates": MemoryRates(),
+        "confirmations": Confirmations(items),
+        "jobs": Jobs(items, chat.later),
+    }
+    full = {"per": "tenant", "limit": "0 requests/day", "then": ["queue", "confirm"]}
+    rates = [{"limit": "2 requests/hour"}]
+    with_models = rig("fine", policy={"quotas": [full], "rates": rates}, **parts)
+    await routed(with_models, Task.chat("hello", respond_async=True), Task.chat("hello"), Task.chat("hello"))
+    await with_models.router.close()
+    store.close()
+    return with_models
+
+
+DRIVES: list[Callable[[], Awaitable[Rig]]] = [
+    confident,
+    thresholds,
+    rules,
+    unsupported,
+    rejected,
+    lost,
+    ended,
+    limits,
+    later,
+]
 
 
 @pytest.fixture
@@ -164,12 +193,13 @@ async def test_codes_agree_within_a_row(rows: list[dict[str, Any]]) -> None:
         if row["outcome"] == "answered" and "fallback_reason" in row:
             assert row["route"] == "fallback"
             assert row["reason"] == row["fallback_reason"] == row["attempts"][-2]["failure"]
-        if row["outcome"] in ("refused", "cached", "stale"):
-            assert row["route"] == {"stale": "cached"}.get(row["outcome"], row["outcome"])
+        if row["outcome"] in ("refused", "cached", "stale", "queued", "needs_confirmation"):
+            other = {"stale": "cached", "needs_confirmation": "refused"}
+            assert row["route"] == other.get(row["outcome"], row["outcome"])
             assert row["attempt_count"] == 0
             assert row["cost"] == 0
         assert (
             ("error_type" in row)
-            == (row["outcome"] in ("failed", "refused", "cancelled"))
+            == (row["outcome"] in ("failed", "refused", "needs_confirmation", "cancelled"))
             == (row["severity"] == "WARN")
         )

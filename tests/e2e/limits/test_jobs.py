@@ -378,7 +378,7 @@ async def test_without_the_store_the_next_action_is_taken(here: Here, callers: C
     async with here.open(FULL) as gateway:
         job = await queued(callers, gateway, asking("hi"))
         assert gateway.router.jobs is not None
-        gateway.router.jobs._items = Gone()
+        gateway.router.jobs._items = Gone()  # type: ignore[assignment]
         said: list[Said] = [
             await callers.post(gateway, asking("hi"), **LATER, idempotency_key="a"),
             await callers.ask("GET", gateway, job["url"]),
