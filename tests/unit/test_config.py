@@ -351,14 +351,23 @@ async def test_keys_stand_for_callers(tmp_path: Path) -> None:
 
 async def test_a_key_may_have_rights(tmp_path: Path) -> None:
     """Only what the list gives: nobody is an admin or a reviewer by leaving it out."""
-    rights: tuple[dict[str, Any], ...] = ({}, {"admin": True}, {"reviewer": True}, {"admin": False, "reviewer": True})
-    entries: list[dict[str, Any]] = [{"key": f"{KEY}{at}", "tenant": "acme", **given} for at, given in enumerate(rights)]
+    rights: list[dict[str, Any]] = [{}, {"admin": True}, {"reviewer": True}, {"admin": False, "reviewer": True}]
+    entries: list[Any] = [{"key": f"{KEY}{at}", "tenant": "acme", **given} for at, given in enumerate(rights)]
     (tmp_path / "keys.json").write_text(json.dumps(entries))
     built = config.load(write(tmp_path, keys={"file": "keys.json"}))
     assert built.keys is not None
     found = [built.keys.caller(entry["key"]) for entry in entries]
     assert found == [Caller("acme", **given) for given in rights]
     await built.router.close()
+
+
+@pytest.mark.parametrize(("action", "what"), [("confirm", "tokens"), ("queue", "requests")])
+def test_what_is_for_later_needs_a_store_that_keeps_it(tmp_path: Path, action: str, what: str) -> None:
+    """A store that forgets is no place for what callers are promised: the error names the action and the way out."""
+    policy = f"ladder: [small]\nquotas: [{{per: tenant, limit: 1 USD/day, then: [stale, {action}]}}]"
+    told = error_of(write(tmp_path, policy=policy))
+    assert f"policy.yaml: quotas.0.then: `{action}` keeps {what} in the store, and `store: memory:` forgets" in told
+    assert "use sqlite:///PATH" in told
 
 
 async def test_relative_paths_count_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

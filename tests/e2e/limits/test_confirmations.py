@@ -170,10 +170,11 @@ async def test_a_stream_needs_confirmation_as_plain_json(path: Path, callers: Ca
 async def test_embeddings_are_confirmed(
     tmp_path: Path, callers: Callers, upstream: Upstream, keys: dict[str, str]
 ) -> None:
-    """A limit on embeddings is passed in the same way."""
+    """A limit on embeddings is passed in the same way; they have no turns that could be left out."""
+    quota = {"per": "tenant", "limit": "1 tokens/day", "then": ["shorten", "downgrade", "confirm"]}
     models = openai_models(upstream.url) | embedding_model(upstream.url)
     body, where = {"model": "embed", "input": "one text"}, "/v1/embeddings"
-    async with Gateway(write(tmp_path, models, {**SPENT, "embeddings": ["embed"]}, keys=keys)) as gateway:
+    async with Gateway(write(tmp_path, models, {"quotas": [quota], "embeddings": ["embed"]}, keys=keys)) as gateway:
         confirmation = await offered(callers, gateway, body, path=where)
         said = await callers.post(gateway, body, path=where, x_tracerouter_confirm=confirmation["token"])
     assert (said.status, len(said.body["data"])) == (200, 1)

@@ -18,6 +18,7 @@ from pydantic_ai.providers.openai import OpenAIProvider
 from tests.e2e.sdk.clients import CLIENTS, KEY
 from tests.gateway import Gateway, cost_of, embedding_model, nanos, openai_models, write
 from tests.upstream import Prices, Upstream
+from tracerouter import Task
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -258,6 +259,51 @@ async def test_a_rate_limit_is_waited_for(gateway: Gateway, upstream: Upstream, 
     said = await CLIENTS[sdk].chat(f"{gateway.url}/v1", asked, retries=3)
     assert (said.error, said.texts, len(upstream.requests)) == (None, ["Paris"], 2)
     assert time.monotonic() - started >= 1
+
+
+LIMITS: dict[str, tuple[dict[str, Any], int, str, str]] = {
+    "a budget": (
+        {"quotas": [{"per": "tenant", "limit": "0 requests/day"}]}, 429, "RateLimitError", "ModelRateLimitError",
+    ),
+    "a budget that may be passed": (
+        {"quotas": [{"per": "tenant", "limit": "0 requests/day", "then": ["confirm"]}]},
+        409, "ConflictError", "ModelHTTPError",
+    ),
+    "a rate": ({"rates": [{"limit": "1 requests/minute"}]}, 429, "RateLimitError", "ModelRateLimitError"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LIMITS)
+@pytest.mark.parametrize("sdk", [sdk for sdk, client in CLIENTS.items() if "retries" not in client.lacks])
+async def test_a_limit_is_told_once(tmp_path: Path, upstream: Upstream, sdk: str, case: str) -> None:
+    """An SDK with 3 retries raises its own error for a limit that was reached, and asks once: waiting is for people."""
+    policy, status, raised, of_pydantic_ai = LIMITS[case]
+    async with Gateway(write(tmp_path, openai_models(upstream.url), policy)) as gateway:
+        await gateway.router.route(Task.chat("the only one that a rate lets in"))
+        said = await CLIENTS[sdk].chat(f"{gateway.url}/v1", FEATURES["plain"].request, retries=3)
+        assert sum(span.name == "route default@1" for span in gateway.seen.spans) == 2
+    assert (said.status, said.error) == (status, {"pydantic-ai": of_pydantic_ai}.get(sdk, raised))
+
+
+async def test_a_limit_is_passed_with_the_python_sdk(tmp_path: Path, upstream: Upstream) -> None:
+    """What it raises holds the token, what it sends takes it, and 202 is an answer: of a job."""
+    policy = {"quotas": [{"per": "tenant", "limit": "0 requests/day", "then": ["queue", "confirm"]}]}
+    ask: Any = {"model": "auto", "messages": [{"role": "user", "content": "Go [[ok well]]"}]}
+    async with (
+        Gateway(write(tmp_path, openai_models(upstream.url), policy)) as gateway,
+        openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY) as client,
+    ):
+        with pytest.raises(openai.ConflictError) as raised:
+            await client.chat.completions.create(**ask)
+        told: Any = raised.value.body
+        token = told["confirmation"]["token"]
+        answer = await client.chat.completions.create(**ask, extra_headers={"x-tracerouter-confirm": token})
+        assert answer.choices[0].message.content == "well"
+        later = {"prefer": "respond-async", "x-tracerouter-cache": "no-store"}
+        queued: Any = await client.chat.completions.create(**ask, extra_headers=later)
+        assert (queued.object, queued.state) == ("tracerouter.job", "queued")
+        assert queued.url == f"/tracerouter/jobs/{queued.id}"
+    assert len(upstream.requests) == 1
 
 
 @pytest.mark.parametrize("sdk", CLIENTS)

@@ -334,3 +334,35 @@ def test_a_time_zone_that_is_none_says_so(tmp_path: Path) -> None:
     """With the nearest right name."""
     told = error_of(tmp_path, "ladder: [a]\ntimezone: Europe/Berlim\n")
     assert "timezone: found 'Europe/Berlim', which is no time zone (did you mean 'Europe/Berlin'?)" in told
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("{limit: 60}", "rates.0.limit: found 60, but a rate such as 60 requests/minute"),
+        ("{limit: 60 requests/day}", "rates.0.limit: found '60 requests/day', but a rate such as"),
+        ("{limit: 0 requests/minute}", "rates.0.limit: found '0 requests/minute'"),
+        ("{limit: 1 USD/minute}", "rates.0.limit: found '1 USD/minute'"),
+        ("{limit: 1 requests/minute, per: team}", "rates.0.per: "),
+        ("{limit: 1 requests/minute, then: [queue]}", "rates.0.then: is not a key here"),
+        (
+            "{limit: 1 requests/minute, tier: fre}",
+            "rates.0.tier: 'fre' is none of the policy's `tiers` (did you mean 'free'?)",
+        ),
+        (
+            "{limit: 1 requests/minute}\n  - {limit: 1 requests/minute}",
+            "rates.1: another one is called 'key 1 requests/minute', too",
+        ),
+    ],
+)
+def test_a_rate_that_is_wrong_says_how(tmp_path: Path, written: str, told: str) -> None:
+    """The place, what was found, and what belongs there."""
+    assert told in error_of(tmp_path, f"ladder: [a]\ntiers: {{free: {{}}}}\nrates:\n  - {written}\n")
+
+
+def test_rates_and_quotas_share_their_names(tmp_path: Path) -> None:
+    """Metrics and answers tell a limit by its name alone."""
+    written = (
+        "ladder: [a]\nquotas: [{name: x, per: user, limit: 1 USD/day}]\nrates: [{name: x, limit: 1 requests/second}]"
+    )
+    assert "rates.0: another one is called 'x', too" in error_of(tmp_path, written)
