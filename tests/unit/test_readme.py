@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -19,6 +19,7 @@ from tests.upstream import Upstream
 from tracerouter import Completion, Task
 from tracerouter.cache import output_key
 from tracerouter.policy import Policy, PolicyFile
+from tracerouter.policy.model import Action
 from tracerouter.validators import BUILT_IN, Checks, Custom
 
 README = Path(__file__).parents[2] / "README.md"
@@ -71,6 +72,18 @@ def test_which_questions_are_one() -> None:
     asked = ["Which color has the log in page?", "Hello! Which colour has the sign in page?\n\nKind regards,\nAnn"]
     keys = {output_key(Task.chat(one), scope=policy.scope, salt=policy.salt, normal=policy.normal) for one in asked}
     assert len(keys) == 1
+
+
+def test_limits() -> None:
+    """The README's limits are ones that can be kept, and its table has every action that there is."""
+    policy = policy_of("rates:")
+    assert [rate.name for rate in policy.rates] == ["free key 60 requests/minute", "tenant 100000 tokens/minute"]
+    assert {*policy.actions} == {*get_args(Action)}
+    table = re.findall(
+        r"^\| `(\w+)` \|", README.read_text(encoding="utf-8").partition("**At a quota**")[2], re.MULTILINE
+    )
+    assert table[: len(policy.actions)] == [*get_args(Action)]
+    assert policy.timezone == "Europe/Berlin"
 
 
 async def test_the_client_middleware(tmp_path: Path) -> None:

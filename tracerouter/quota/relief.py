@@ -90,8 +90,9 @@ def _apply(  # noqa: PLR0913 - as above
 ) -> Relief | None:
     if action == "downgrade":
         place = ladder.index(rung.alias) if rung.alias in ladder else 0
-        lower = (Rung(ladder[place - 1], Role.CHEAP), replace(rung, role=Role.FALLBACK))
-        return Relief(action, lower) if place else None
+        if place == 0:
+            return None
+        return Relief(action, (Rung(ladder[place - 1], Role.CHEAP), replace(rung, role=Role.FALLBACK)))
     if action == "shorten":
         shorter, dropped = shortened(task, fits)
         return Relief(action, (rung,), shorter, dropped) if dropped else None
