@@ -198,7 +198,7 @@ def _outgrew(name: str, limit: float, always: float) -> str:
     return f"({name}:10m > {limit} unless {name}:10m <= {GROWN} * {name}:1d or {name}:10m > {always})"
 
 
-_TO_MODELS: Final = 'tracerouter_requests_total{route!~"cached|refused"}'
+_TO_MODELS: Final = 'tracerouter_requests_total{route!~"cached|queued|refused"}'
 _JUDGED: Final = 'tracerouter_validations_total{status!="skipped"}'
 _BY_CLASSIFIER: Final = 'tracerouter_classifications_total{classifier!="hint"}'
 _RUNGS: Final = 'tracerouter_attempts_total{role!="classify"}'

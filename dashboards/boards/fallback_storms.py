@@ -54,8 +54,8 @@ BOARD = Board(
                 "Fallback ratio",
                 {
                     "now": """(sum(rate(tracerouter_fallbacks_total{task=~"$task"}[$__rate_interval])) or vector(0))
-                    / sum(rate(
-                        tracerouter_requests_total{route!~"cached|refused", task=~"$task"}[$__rate_interval]))""",
+                    / sum(rate(tracerouter_requests_total{
+                        route!~"cached|queued|refused", task=~"$task"}[$__rate_interval]))""",
                     "the day before": 'avg(tracerouter:fallback_ratio:1d{task=~"$task"})',
                 },
                 unit="percentunit",
@@ -69,7 +69,7 @@ BOARD = Board(
                 {
                     "{{task}}": """sum by (task) (rate(tracerouter_fallbacks_total{task=~"$task"}[$__rate_interval]))
                     / sum by (task) (rate(
-                        tracerouter_requests_total{route!~"cached|refused", task=~"$task"}[$__rate_interval]))"""
+                        tracerouter_requests_total{route!~"cached|queued|refused", task=~"$task"}[$__rate_interval]))"""
                 },
                 unit="percentunit",
                 at_most=alerts.FELL_BACK,
