@@ -82,6 +82,7 @@ class Router:
         ledger: Where spend is booked. None: nowhere.
         telemetry: Where traces, metrics and records go. By default nowhere.
         timeout: Seconds from the start of ``route`` to the deadline, where the task names none.
+        write_timeout: Seconds after which the doors over HTTP give up on who takes nothing of a stream.
         starting: Loads what the first request would have to wait for.
         closing: Frees what the rooms hold, when the router is closed.
 
@@ -100,6 +101,7 @@ class Router:
         ledger: Ledger | None = None,
         telemetry: Telemetry | None = None,
         timeout: float = 60.0,
+        write_timeout: float = 60.0,
         starting: Callable[[], Awaitable[None]] | None = None,
         closing: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
@@ -111,6 +113,7 @@ class Router:
                 raise ConfigError(msg)
         self.policy = policy
         self.telemetry = telemetry or Telemetry()
+        self.write_timeout = write_timeout
         self._classifier = classifier
         self._checks = checks
         self._cache = cache if policy.caches else None

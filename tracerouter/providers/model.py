@@ -132,8 +132,8 @@ class Model:
             return await self.provider.complete(call, meter, sink)
         until = min(call.deadline, asyncio.get_running_loop().time() + self.timeout)
         try:
-            async with asyncio.timeout_at(until):
-                return await self.provider.complete(call, meter, sink)
+            async with asyncio.timeout_at(until) as timer:
+                return await self.provider.complete(call, meter, sink and _untimed(sink, timer, call.deadline))
         except TimeoutError:
             msg = f"model {self.alias!r} gave no answer in time"
             raise ProviderTimeout(msg) from None
@@ -145,11 +145,24 @@ class Model:
             raise ProviderError(msg) from error
 
 
+def _untimed(sink: Sink, timer: asyncio.Timeout, deadline: float) -> Sink:
+    """Return `sink` so that the time for which a slow reader lets it wait is not the model's; the deadline holds."""
+    clock = asyncio.get_running_loop().time
+
+    async def take(chunk: Mapping[str, Any]) -> None:
+        until, started = timer.when() or deadline, clock()
+        timer.reschedule(deadline)
+        await sink(chunk)
+        timer.reschedule(min(deadline, until + clock() - started))
+
+    return take
+
+
 def _usage(use: Use, body: Mapping[str, Any]) -> tuple[Usage | None, bool]:
     """Return a try's usage, and whether it is the provider's own word; None: there is nothing to count by."""
     if use.usage is not None:
         return use.usage, True
-    if use.unknowable:
+    if use.unknowable and use.begun is None:
         return None, False
     asked = use.begun or Usage(count_request(body))
     return asked._replace(output=count("".join(use.received))), False

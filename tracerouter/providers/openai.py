@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from tracerouter.errors import AnswerLost
 from tracerouter.providers.http import (
     MAX_STREAM_BYTES,
-    Answer,
-    Events,
     are_objects,
     decoded,
     demand,
     posted,
+    streamed,
     usage_of,
 )
 from tracerouter.types import CHAT, EMBEDDINGS, Completion, content_text
@@ -69,11 +67,16 @@ class OpenAIProvider:
             if call.operation == EMBEDDINGS:
                 return _embedded(await answer.whole(MAX_STREAM_BYTES), meter)
             if sink is None or answer.is_json:  # some servers can't stream, and errors often come plain
-                return _plain(await answer.whole(), meter)
-            return await _streamed(answer, meter, sink)
+                return plain(await answer.whole(), meter)
+            return await streamed(answer, Stream(meter), sink)
 
 
-def _plain(raw: bytes, meter: Meter) -> Completion:
+def plain(raw: bytes, meter: Meter) -> Completion:
+    """Read a whole answer; `meter` is told of its usage and its output.
+
+    Raises:
+        ProviderError: It is none.
+    """
     body = decoded(raw)
     messages = _parts(body, "message")
     demand(messages, "has no choices")
@@ -95,31 +98,47 @@ def _embedded(raw: bytes, meter: Meter) -> Completion:
     return Completion(body)
 
 
-async def _streamed(answer: Answer, meter: Meter, sink: Sink) -> Completion:
-    chunks: list[dict[str, Any]] = []
-    usage, opened, done = None, set[int](), False
-    async for data in Events(answer):
+class Stream:
+    """An answer that is arriving, event by event; `meter` is told of its usage and its output."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+        self._chunks: list[dict[str, Any]] = []
+        self._opened: set[int] = set()
+        self._usage: object = None
+        self.ended = False
+        """Whether the server has said that this was all."""
+
+    def take(self, data: bytes) -> list[dict[str, Any]]:
+        """Take an event's data; return the chunks that a sink gets of it.
+
+        Raises:
+            ProviderError: It is no event of an answer, or tells of an error.
+        """
         if data.strip() == _DONE:
-            done = True
-            break
+            self.ended = True
+            return []
         chunk = decoded(data)
         for delta in _parts(chunk, "delta"):
             for text in _output(delta):
-                meter.received(text)
-        _report(chunk, meter)
-        usage = chunk.pop("usage", None) or usage
-        chunks.append(chunk)
-        shown = _shown(chunk, opened)
-        if shown is not None:
-            if meter.first_chunk_ns is None:
-                meter.first_chunk_ns = time.perf_counter_ns()
-            await sink(shown)
-    completion = _assembled(chunks, usage)
-    if not done and not all(choice.get("finish_reason") for choice in completion.body["choices"]):
-        msg = "the stream ended before the answer did"
-        raise AnswerLost(msg)
-    await answer.drain()
-    return completion
+                self.meter.received(text)
+        _report(chunk, self.meter)
+        self._usage = chunk.pop("usage", None) or self._usage
+        self._chunks.append(chunk)
+        shown = _shown(chunk, self._opened)
+        return [] if shown is None else [shown]
+
+    def completion(self) -> Completion:
+        """Return the answer as if it had come whole.
+
+        Raises:
+            AnswerLost: It ended too early, or is none.
+        """
+        completion = _assembled(self._chunks, self._usage)
+        if not self.ended and not all(choice.get("finish_reason") for choice in completion.body["choices"]):
+            msg = "the stream ended before the answer did"
+            raise AnswerLost(msg)
+        return completion
 
 
 def _shown(chunk: Mapping[str, Any], opened: set[int]) -> dict[str, Any] | None:
