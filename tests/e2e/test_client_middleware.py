@@ -352,7 +352,7 @@ async def test_an_original_that_is_out_of_reach_costs_nothing(tmp_path: Path, un
 
 
 async def test_an_original_answer_is_left_as_it_is(tmp_path: Path) -> None:
-    """Status, reason, headers and cookies stay; what is no answer that we know is not touched, and its cost not known."""
+    """Status, reason, headers and cookies stay; what can't be read here is not touched, and its cost is not known."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         kind = (await request.json())["messages"][0]["content"]
@@ -371,7 +371,9 @@ async def test_an_original_answer_is_left_as_it_is(tmp_path: Path) -> None:
     app.router.add_post("/chat/completions", answer)
     async with TestServer(app) as server, Upstream(default={"small-1": "500"}) as cheap:
         url = str(server.make_url("")).rstrip("/")
-        router = tracerouter.load(write(tmp_path, {"small": openai_models(cheap.url)["small"]}, {}))
+        small = {"small": openai_models(cheap.url)["small"]}
+        router = tracerouter.load(write(tmp_path, {**small, **HANDLER}, {"ladder": ["small", "handler"]}))
+        accounts = Accounts(router, tmp_path)
         jar = aiohttp.CookieJar(unsafe=True)
         routed = [client_middleware(router, url)]
         async with aiohttp.ClientSession(middlewares=routed, cookie_jar=jar, auto_decompress=False) as session:
@@ -386,6 +388,8 @@ async def test_an_original_answer_is_left_as_it_is(tmp_path: Path) -> None:
                 assert gzip.decompress(await response.read()) == b'{"some": "body"}'
             async with session.post(path, json={"messages": [said("other")], "stream": True}) as response:
                 assert [piece async for piece in response.content.iter_any()] == [b'{"some": "body"}']
+        routes = [dict(span.attributes or {}) for span in accounts.spans if span.name.startswith("route ")]
+        assert [(told[names.OUTCOME], names.COST in told) for told in routes[1:]] == [("answered", False)] * 2
         await router.close()
 
 

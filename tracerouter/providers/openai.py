@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from tracerouter.errors import AnswerLost
+from tracerouter.errors import AnswerLost, RequestRejected
 from tracerouter.providers.http import (
     MAX_STREAM_BYTES,
     are_objects,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tracerouter.types import Call, Meter
 
 _DONE = b"[DONE]"
+_CACHE = "cache_control"
 _STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 _TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
 _NEVER_JOINED = frozenset({"role", "id", "type", "name"})
@@ -33,6 +34,9 @@ _NEVER_JOINED = frozenset({"role", "id", "type", "name"})
 
 class OpenAIProvider:
     """Asks an OpenAI-compatible server, once a call; retries and time limits are the caller's.
+
+    Some servers know ``cache_control``, and others turn it down with a 400, which costs nothing. Such a call is asked
+    again without, and the next ones leave it out from the start: it changes no answer.
 
     Args:
         base_url: Up to and without ``/chat/completions``, such as ``https://api.openai.com/v1``.
@@ -49,6 +53,7 @@ class OpenAIProvider:
         }
         self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
         self._session = session
+        self._uncached = False
 
     async def complete(self, call: Call, meter: Meter, sink: Sink | None) -> Completion:
         """Ask the model once; the answer is streamed from the server exactly where there is a `sink`.
@@ -61,7 +66,18 @@ class OpenAIProvider:
             ProviderError: There is no answer; ``tracerouter.providers.http`` has the table.
             TimeoutError: The session's own time limit passed.
         """
-        asked = call.body if sink is None else {**call.body, **_STREAMED}
+        if not self._uncached:
+            try:
+                return await self._ask(call, call.body, meter, sink)
+            except RequestRejected as error:
+                named = error.status == 400 and _CACHE in str(error)  # noqa: PLR2004 - HTTP's own number
+                if not named or _without_cache_control(call.body) == call.body:
+                    raise
+                self._uncached = True
+        return await self._ask(call, _without_cache_control(call.body), meter, sink)
+
+    async def _ask(self, call: Call, body: Mapping[str, Any], meter: Meter, sink: Sink | None) -> Completion:
+        asked = body if sink is None else {**body, **_STREAMED}
         headers = {**call.headers, **self._headers}
         async with posted(self._session(), self._urls[call.operation], asked, headers, meter) as answer:
             if call.operation == EMBEDDINGS:
@@ -69,6 +85,22 @@ class OpenAIProvider:
             if sink is None or answer.is_json:  # some servers can't stream, and errors often come plain
                 return plain(await answer.whole(), meter)
             return await streamed(answer, Stream(meter), sink)
+
+
+def _without_cache_control(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return `body` without it where a request may have it: on the whole, messages, their parts, and tools."""
+
+    def without(found: Any) -> Any:
+        return {name: value for name, value in found.items() if name != _CACHE} if isinstance(found, dict) else found
+
+    told = without({**body})
+    for name in ("messages", "tools"):
+        if isinstance(body.get(name), list):
+            told[name] = [without(one) for one in body[name]]
+    for message in told.get("messages") or ():
+        if isinstance(message.get("content"), list):
+            message["content"] = [without(part) for part in message["content"]]
+    return told
 
 
 def plain(raw: bytes, meter: Meter) -> Completion:

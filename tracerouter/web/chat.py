@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
@@ -15,7 +16,14 @@ from tracerouter.types import Freshness, Task
 from tracerouter.web import errors
 from tracerouter.web.events import ChatEvents, EventStream, Patience, identity
 
+try:
+    import fcntl
+    import termios
+except ImportError:  # not everywhere are there sockets that can be asked
+    fcntl = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Mapping
 
     from tracerouter.router import Router
@@ -158,18 +166,34 @@ class _PatientResponse(web.StreamResponse):
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         with self._patience:
             await super().write(data)
+        if (
+            self._transport is None or self._transport.is_closing()
+        ):  # a wait that this ends looks like one that went well
+            msg = "the client has gone"
+            raise ConnectionResetError(msg)
 
     async def write_eof(self, data: bytes = b"") -> None:
         with self._patience:
             await super().write_eof(data)
 
     def _unread(self) -> int:
-        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+        return _queued(self._transport) if self._transport is not None else 0
 
     def _break(self) -> None:
         log.warning("a client has taken nothing of its stream for too long: its connection is closed")
         if self._transport is not None:
             self._transport.abort()
+
+
+def _queued(transport: asyncio.Transport) -> int:
+    """Return the bytes that wait for the client: ours, and the kernel's, which asks us for more only in large steps."""
+    ours, sock = transport.get_write_buffer_size(), transport.get_extra_info("socket")
+    if fcntl is None or sock is None:
+        return ours
+    try:
+        return ours + int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except OSError:  # a kernel that does not tell, or a socket that is gone
+        return ours
 
 
 def plain(outcome: Outcome, kind: str) -> web.Response:

@@ -144,6 +144,25 @@ async def test_retries_are_events_of_one_span(slept: Slept) -> None:
     assert note.cost_nanos == 20
 
 
+async def test_a_readers_time_is_not_the_models() -> None:
+    """A sink may let the model wait for longer than a try may take; the model's own silence and the deadline count."""
+
+    async def slow_sink(_: Mapping[str, Any]) -> None:
+        await asyncio.sleep(0.15)
+
+    async def writes(meter: Meter, sink: Sink | None, silence: float) -> Completion:
+        assert sink is not None
+        for _ in range(3):
+            await sink({})
+        await asyncio.sleep(silence)
+        return DONE
+
+    for silence, seconds, wanted in ((0.0, 30, Completion), (0.2, 30, ProviderTimeout), (0.0, 0.3, ProviderTimeout)):
+        provider = Steps(lambda meter, sink, silence=silence: writes(meter, sink, silence))
+        result, _, _ = await asked(provider, sink=slow_sink, timeout=0.1, seconds=seconds)
+        assert isinstance(result, wanted)
+
+
 async def test_waits_are_jittered_below_a_doubling_bound(slept: Slept, monkeypatch: pytest.MonkeyPatch) -> None:
     """The wait is anything from 0 to a bound that doubles from a quarter second to eight, so that callers spread."""
     bounds: list[float] = []
