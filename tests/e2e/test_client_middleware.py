@@ -338,6 +338,25 @@ async def test_an_application_that_reads_slowly_has_not_left(application: Applic
     await application.accounts.agree("answered")
 
 
+async def test_the_original_need_not_be_the_last(tmp_path: Path) -> None:
+    """Another rung may follow the original call, but not where the application has begun to read its stream."""
+    async with Upstream(prices=CHEAP) as other, Upstream(prices=PRICES) as openai:
+        models = {**HANDLER, "small": openai_models(other.url)["small"]}
+        router = tracerouter.load(write(tmp_path, models, {"ladder": ["handler", "small"]}))
+        routed = client_middleware(router, openai.url)
+        async with aiohttp.ClientSession(middlewares=[routed]) as session:
+            url = f"{openai.url}/chat/completions"
+            for stream in (False, True):
+                async with session.post(url, json=asked("gpt-5=500, small-1=ok fine", stream=stream)) as response:
+                    assert b"fine" in await response.read()
+            async with session.post(url, json=asked("gpt-5=cut 3, small-1=ok fine", stream=True)) as response:
+                assert b"fine" not in await response.read()
+            async with session.post(url, json=asked("gpt-5=ok mine")) as response:
+                assert b"mine" in await response.read()
+        await router.close()
+    assert len({request.peer for request in openai.requests}) == 1  # what nobody reads holds no connection
+
+
 async def test_an_original_that_is_out_of_reach_costs_nothing(tmp_path: Path, unused_tcp_port: int) -> None:
     """Where no connection can be made nothing was sent: that is known, and no guess."""
     async with Upstream(default={"small-1": "500"}) as cheap:

@@ -233,17 +233,18 @@ class _Original:
         legible = True
         try:
             response = self.response = await self._handler(self.request)
-            if response.status >= 400:  # noqa: PLR2004 - HTTP's own number
+            kind = response.content_type
+            if "content-encoding" in response.headers and not self.request.session.auto_decompress:
+                kind = "packed"
+            if kind == "application/json" or response.status >= 400:  # noqa: PLR2004 - HTTP's own number
+                raw = await response.read()
+                response.content = arrived(raw)  # the application may read it from there, too
+            if response.status >= 400:  # noqa: PLR2004
                 meter.refused()
                 failed = ServerFailed if response.status >= 500 else RequestRejected  # noqa: PLR2004
                 msg = f"the original call was answered {response.status}"
                 raise failed(msg, status=response.status)
-            kind = response.content_type
-            if "content-encoding" in response.headers and not self.request.session.auto_decompress:
-                kind = "packed"
             if kind == "application/json":
-                raw = await response.read()
-                response.content = arrived(raw)  # the application may read it from there, too
                 return self.api.read(raw, meter)
             if kind == "text/event-stream" and self.opened is not None:
                 return await self._passed_on(response, self.opened, self.api.stream(meter))
