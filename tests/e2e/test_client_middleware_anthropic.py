@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from anthropic.types import ToolParam
+    from anthropic.types import MessageParam, ToolParam
 
 PRICE = {"input": 3, "output": 15, "cached_input": "0.3", "cache_write": "3.75", "cache_write_1h": 6}
 PRICES = {"claude": Prices(3_000_000_000, 15_000_000_000, 300_000_000, 3_750_000_000, 6_000_000_000)}
@@ -91,7 +91,7 @@ class Application:
             return await stream.get_final_message()
 
 
-def user(text: str) -> dict[str, Any]:
+def user(text: str) -> MessageParam:
     return {"role": "user", "content": text}
 
 

@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
@@ -130,10 +130,10 @@ class Model:
     async def _try(self, call: Call, meter: Meter, sink: Sink | None) -> Completion:
         if self.timeout is None:
             return await self.provider.complete(call, meter, sink)
-        until = min(call.deadline, asyncio.get_running_loop().time() + self.timeout)
         try:
-            async with asyncio.timeout_at(until) as timer:
-                return await self.provider.complete(call, meter, sink and _untimed(sink, timer, call.deadline))
+            async with asyncio.timeout_at(call.deadline) as timer:
+                with _Stopwatch(self.timeout, timer) as watch:
+                    return await self.provider.complete(call, meter, sink and watch.stopped(sink))
         except TimeoutError:
             msg = f"model {self.alias!r} gave no answer in time"
             raise ProviderTimeout(msg) from None
@@ -145,17 +145,51 @@ class Model:
             raise ProviderError(msg) from error
 
 
-def _untimed(sink: Sink, timer: asyncio.Timeout, deadline: float) -> Sink:
-    """Return `sink` so that the time for which a slow reader lets it wait is not the model's; the deadline holds."""
-    clock = asyncio.get_running_loop().time
+class _Stopwatch:
+    """Times one try: it stands still while a slow reader lets the model wait, and makes `timer` ring when it runs out.
 
-    async def take(chunk: Mapping[str, Any]) -> None:
-        until, started = timer.when() or deadline, clock()
-        timer.reschedule(deadline)
-        await sink(chunk)
-        timer.reschedule(min(deadline, until + clock() - started))
+    It looks at the clock now and then, since to set a timer for each chunk would cost more than the chunk.
+    """
 
-    return take
+    def __init__(self, seconds: float, timer: asyncio.Timeout) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timer = timer
+        self._until = self._loop.time() + seconds
+        self._stopped_at: float | None = None
+
+    def __enter__(self) -> Self:
+        self._look_at(self._until)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.cancel()
+
+    def stopped(self, sink: Sink) -> Sink:
+        """Return `sink`, whose time does not count."""
+        clock = self._loop.time
+
+        async def take(chunk: Mapping[str, Any]) -> None:
+            self._stopped_at = started = clock()
+            await sink(chunk)
+            self._stopped_at = None
+            self._until += clock() - started
+
+        return take
+
+    def _look_at(self, when: float) -> None:
+        self._handle = self._loop.call_at(when, self._look)
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        left = self._until - (self._stopped_at or now)
+        if left > 0:
+            self._look_at(now + max(left, _GRAIN))
+        elif not self._timer.expired():  # the deadline may have been first
+            self._timer.reschedule(now)
+
+
+_GRAIN = 0.01
+"""Seconds between two looks at the clock, at least."""
 
 
 def _usage(use: Use, body: Mapping[str, Any]) -> tuple[Usage | None, bool]:

@@ -93,7 +93,7 @@ def _without_cache_control(body: Mapping[str, Any]) -> Mapping[str, Any]:
     def without(found: Any) -> Any:
         return {name: value for name, value in found.items() if name != _CACHE} if isinstance(found, dict) else found
 
-    told = without({**body})
+    told: dict[str, Any] = without({**body})
     for name in ("messages", "tools"):
         if isinstance(body.get(name), list):
             told[name] = [without(one) for one in body[name]]

@@ -155,6 +155,10 @@ async def answer(
     return plain(outcome, "chat.completion")
 
 
+_NEVER_WAITS = 32 * 1024
+"""Bytes that are taken at once where nothing else waits to be sent: asyncio lets no write wait below 64 KB."""
+
+
 class _PatientResponse(web.StreamResponse):
     """A response that breaks its connection when the client has taken nothing for `limit` seconds."""
 

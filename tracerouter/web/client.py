@@ -137,7 +137,8 @@ async def _whole(router: Router, task: Task, original: _Original) -> aiohttp.Cli
 
 async def _streamed(router: Router, task: Task, original: _Original) -> aiohttp.ClientResponse:
     """Return as soon as the first chunk is there; the rest is routed while the application reads."""
-    opened = original.opened = asyncio.get_running_loop().create_future()
+    opened: asyncio.Future[RoutedResponse] = asyncio.get_running_loop().create_future()
+    original.opened = opened
 
     async def opening(headers: dict[str, str]) -> Flow:
         if opened.done():

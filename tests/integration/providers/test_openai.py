@@ -140,7 +140,7 @@ async def test_cache_control_is_left_out_where_it_is_turned_down(
     client: Client, upstream: Upstream, *, streamed: bool
 ) -> None:
     """A server that does not know it says so, for nothing; it is asked again without, and from then on without."""
-    cached = {"cache_control": {"type": "ephemeral"}}
+    cached: dict[str, Any] = {"cache_control": {"type": "ephemeral"}}
     text = "[[400 Unknown parameter: 'messages[0].content[0].cache_control'. then ok well]]"
     schema = {"type": "object", "properties": {"cache_control": {"type": "string"}}}  # a field of the caller's own
     function = {"name": "look_up", "parameters": schema}

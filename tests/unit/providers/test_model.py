@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -150,16 +151,15 @@ async def test_a_readers_time_is_not_the_models() -> None:
     async def slow_sink(_: Mapping[str, Any]) -> None:
         await asyncio.sleep(0.15)
 
-    async def writes(meter: Meter, sink: Sink | None, silence: float) -> Completion:
+    async def writes(silence: float, _: Meter, sink: Sink | None) -> Completion:
         assert sink is not None
-        for _ in range(3):
+        for _turn in range(3):
             await sink({})
         await asyncio.sleep(silence)
         return DONE
 
     for silence, seconds, wanted in ((0.0, 30, Completion), (0.2, 30, ProviderTimeout), (0.0, 0.3, ProviderTimeout)):
-        provider = Steps(lambda meter, sink, silence=silence: writes(meter, sink, silence))
-        result, _, _ = await asked(provider, sink=slow_sink, timeout=0.1, seconds=seconds)
+        result, _, _ = await asked(Steps(partial(writes, silence)), sink=slow_sink, timeout=0.1, seconds=seconds)
         assert isinstance(result, wanted)
 
 
