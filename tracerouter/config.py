@@ -41,7 +41,7 @@ from tracerouter.providers import (
 )
 from tracerouter.providers.simulated import Rule
 from tracerouter.providers.simulated import Spread as LogNormal
-from tracerouter.quota import SqliteLedger
+from tracerouter.quota import QuotaState, SqliteLedger
 from tracerouter.router import Router
 from tracerouter.store import DecisionLog, SqliteStore
 from tracerouter.telemetry import Keep, Telemetry, over_otlp, to_console
@@ -326,6 +326,7 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
     policy.check_aliases(settings.models)
     keys = Keys.load(settings.keys, folder) if settings.keys and serves else None
     checks = Checks(policy.validators, policy.schemas)
+    endpoint = _endpoint(settings.telemetry)
     session = _Session()
 
     async def ask(alias: str, body: Mapping[str, Any], timeout: float) -> Completion:  # noqa: ASYNC109 - of many rooms
@@ -339,9 +340,12 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
     ]
     risks = RiskClassifier(Chain(classifiers), policy.risks)
     store = SqliteStore(store_path(settings.store, folder))
-    ledger = SqliteLedger(store)
-    telemetry = _telemetry(settings.telemetry, policy, store, host)
-    telemetry.instruments.tenant_spend.read = ledger.tenant_spend
+    ledger = SqliteLedger(store, policy.timezone)
+    telemetry = _telemetry(settings.telemetry, endpoint, policy, store, host)
+    quotas = QuotaState(ledger, policy)
+    telemetry.instruments.tenant_spend.read = quotas.spend
+    telemetry.instruments.budget_limit.read = quotas.budgets
+    telemetry.instruments.budget_remaining.read = quotas.remaining
     telemetry.instruments.decisions_dropped.read = lambda: store.dropped_by_reason
     telemetry.instruments.entries_lost.read = lambda: store.lost_by_reason
 
@@ -369,6 +373,7 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
         checks=checks,
         cache=OutputCache(BoundedMemoryCache()),
         ledger=ledger,
+        quotas=quotas,
         telemetry=telemetry,
         timeout=settings.timeout,
         write_timeout=settings.write_timeout,
@@ -480,7 +485,9 @@ def _classifier(found: object, policy: Policy, folder: Path, ask: Ask) -> Classi
     return made
 
 
-def _telemetry(found: TelemetryOf, policy: Policy, store: SqliteStore, host: Mapping[str, Any]) -> Telemetry:
+def _telemetry(
+    found: TelemetryOf, endpoint: str | None, policy: Policy, store: SqliteStore, host: Mapping[str, Any]
+) -> Telemetry:
     keep = Keep(found.keep.share, found.keep.slow, found.keep.dear, found.keep.parent)
     facts: dict[str, Any] = {
         "keep": keep,
@@ -491,7 +498,6 @@ def _telemetry(found: TelemetryOf, policy: Policy, store: SqliteStore, host: Map
         "delay": TELEMETRY_DELAY,
         **{name: value for name, value in host.items() if value},
     }
-    endpoint = _endpoint(found)
     if endpoint:
         return over_otlp(endpoint, metric_interval=found.metric_interval, **facts)
     if found.console:

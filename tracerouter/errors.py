@@ -7,11 +7,13 @@
     │   ├── UnknownModel       `model` is neither `auto` nor an alias                (HTTP 404)
     │   └── TooLarge           a body or prompt over the limit                       (HTTP 413)
     ├── CallerGone             the caller stopped reading its stream
+    ├── StoreUnavailable       the store can't be reached, or its disk fails
     └── ProviderError          one attempt at one model failed
         ├── ProviderTimeout    no answer in the time that was left
         ├── RateLimited        429; may say when to come back
         ├── ContextTooLong     the prompt does not fit the model
         ├── RequestRejected    another 4xx: the provider will not take this request
+        ├── Unaffordable       a limit has no room for the call, so nothing was sent
         ├── Unreachable        no connection, so nothing was sent
         ├── ServerFailed       5xx: the provider says itself that it failed
         └── AnswerLost         sent, but what came back was no answer (cut off, garbage, too large)
@@ -88,6 +90,10 @@ class CallerGone(TracerouterError):
     """The caller stopped reading its stream, so there is nobody left to answer."""
 
 
+class StoreUnavailable(TracerouterError):
+    """The store can't be reached, or its disk fails: what needs it degrades, and the service goes on."""
+
+
 class ProviderError(TracerouterError):
     """One attempt at one model failed.
 
@@ -132,6 +138,12 @@ class RequestRejected(ProviderError):
         super().__init__(message, status=status, retry_after=retry_after)
         if status in _OF_THE_REQUEST:
             self.reason = "bad_request"
+
+
+class Unaffordable(ProviderError):
+    """A limit has no room for the call, so nothing was sent."""
+
+    reason = "budget_exhausted"
 
 
 class Unreachable(ProviderError):

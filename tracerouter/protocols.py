@@ -7,14 +7,30 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from tracerouter.types import Call, Check, Classification, Completion, Entry, Meter, Task
+    from tracerouter.types import (
+        Call,
+        Check,
+        Claim,
+        Classification,
+        Completion,
+        Denied,
+        Entry,
+        Meter,
+        Reservation,
+        Task,
+    )
 
     Sink = Callable[[Mapping[str, Any]], Awaitable[None]]
     """Takes OpenAI ``chat.completion.chunk`` objects with content, as they arrive; awaiting it is the back-pressure."""
 
 
 class Provider(Protocol):
-    """Speaks to one kind of model. One that can embed too says so: ``operations = ("chat", "embeddings")``."""
+    """Speaks to one kind of model.
+
+    It may say more of itself: ``operations = ("chat", "embeddings")`` if it can embed too, ``max_choices = 1`` if it
+    gives no more than one answer a request (``n``), and ``image_tokens(part, model)`` if its images do not count as
+    OpenAI's.
+    """
 
     async def complete(self, call: Call, meter: Meter, sink: Sink | None) -> Completion:
         """Ask the model once.
@@ -44,8 +60,20 @@ class Validator(Protocol):
 
 
 class Ledger(Protocol):
-    """Keeps what was spent."""
+    """Keeps what is reserved and what was spent."""
+
+    async def reserve(self, claim: Claim) -> Reservation | Denied:
+        """Hold the claim's bound on all of its caller's accounts, or on none, if a limit has no room for it.
+
+        Raises:
+            StoreUnavailable: It can't be told; nothing is held.
+        """
+        ...
+
+    def release(self, claim: Claim) -> Awaitable[None]:
+        """Give back at once what was reserved for `claim`, if it was: nothing came of it."""
+        ...
 
     def settle(self, entry: Entry) -> Awaitable[None]:
-        """Book one attempt at once; await the result to know that it is durable."""
+        """Book one attempt at once, and release what was reserved for it; await the result to know it is durable."""
         ...

@@ -16,21 +16,26 @@ from tracerouter.errors import (
     ConfigError,
     ProviderError,
     ProviderTimeout,
+    Unaffordable,
     UnknownModel,
     nearest,
     place,
 )
 from tracerouter.policy import decide
 from tracerouter.providers import HandlerProvider, Model, compose
+from tracerouter.quota import ENDLESS_LEASE, LEASE_MARGIN, Hold, relieve, reserve
 from tracerouter.telemetry import Telemetry, names
 from tracerouter.tokens import count_request
 from tracerouter.types import (
     EMBEDDINGS,
+    NANOS,
     Attempt,
     Call,
+    Claim,
     Classification,
     Completion,
     Decision,
+    Denied,
     Entry,
     Escalation,
     Freshness,
@@ -41,6 +46,7 @@ from tracerouter.types import (
     Role,
     Rules,
     Rung,
+    Spend,
     Status,
     Task,
     Verdict,
@@ -53,8 +59,9 @@ if TYPE_CHECKING:
     from tracerouter.cache import OutputCache
     from tracerouter.policy import Policy
     from tracerouter.protocols import Classifier, Ledger, Sink
+    from tracerouter.quota import QuotaState, Relief
     from tracerouter.telemetry import Draft, Note
-    from tracerouter.types import Check
+    from tracerouter.types import Check, Reservation
     from tracerouter.validators import Checks, Validator
 
 
@@ -79,7 +86,8 @@ class Router:
         classifier: Says what a request is.
         checks: Makes the validators of a request.
         cache: Answers given before. None: nothing is kept.
-        ledger: Where spend is booked. None: nowhere.
+        ledger: Where spend is reserved and booked. None: nowhere, and no limit is kept.
+        quotas: How callers stand against the policy's limits, for who asks.
         telemetry: Where traces, metrics and records go. By default nowhere.
         timeout: Seconds from the start of ``route`` to the deadline, where the task names none.
         write_timeout: Seconds after which the doors over HTTP give up on who takes nothing of a stream.
@@ -99,6 +107,7 @@ class Router:
         checks: Checks,
         cache: OutputCache | None = None,
         ledger: Ledger | None = None,
+        quotas: QuotaState | None = None,
         telemetry: Telemetry | None = None,
         timeout: float = 60.0,
         write_timeout: float = 60.0,
@@ -118,6 +127,7 @@ class Router:
         self._checks = checks
         self._cache = cache if policy.caches else None
         self._ledger = ledger
+        self.quotas = quotas
         self._timeout = timeout
         self._starting = starting
         self._closing = closing
@@ -154,13 +164,21 @@ class Router:
                 return await self._answer(Status.CACHED, Reason.CACHE_HIT, hit.completion, tap, draft)
             classification = await self._classify(task, deadline, draft)
             decision = self._decide(task, classification, ladder, pinned, draft)
-            validators = self._checks.of(task, decision.rules)
-            escalation = None
-            for rung in decision.rungs:
+            validators = self._checks.of(task, decision.rules, streamed=sink is not None)
+            rungs, escalation = [*decision.rungs], None
+            while rungs:
+                rung = rungs.pop(0)
                 if tap.committed or self._too_late(rung, deadline):
                     continue
                 call = self._call(task, decision, rung, escalation, deadline)
-                attempt = await self._attempt(rung, call, validators, tap, draft)
+                hold = await self._reserve(rung, call, draft)
+                if isinstance(hold, Denied):
+                    relief = self._relieve(hold, rung, call, task, ladder, escalation, draft)
+                    if relief.status is not None:
+                        return await self._answer(relief.status, hold.reason, relief.completion, tap, draft)
+                    task, rungs = relief.task or task, [*relief.rungs, *rungs]
+                    continue
+                attempt = await self._attempt(rung, call, validators, tap, draft, hold)
                 if attempt.accepted:
                     await self._keep(hit, decision, attempt, draft)
                     return await self._answer(Status.ANSWERED, draft.reason, attempt.completion, tap, draft)
@@ -188,7 +206,11 @@ class Router:
             draft.decision = decision = Decision(rungs, reason, EMBEDDINGS, 0.0, Rules(), self.policy.id)
             for rung in rungs:
                 call = Call({**task.body, "model": self.models[alias].name}, deadline, operation=EMBEDDINGS)
-                attempt = await self._attempt(rung, call, (), _Tap(None), draft)
+                hold = await self._reserve(rung, call, draft)
+                if isinstance(hold, Denied):
+                    relief = self._relieve(hold, rung, call, task, (), None, draft)
+                    return draft.end(relief.status or Status.REFUSED, hold.reason)
+                attempt = await self._attempt(rung, call, (), _Tap(None), draft, hold)
                 if attempt.accepted:
                     return draft.end(Status.ANSWERED, reason, attempt.completion)
             return draft.end(*_no_answer(decision, deadline, draft.attempts))
@@ -219,11 +241,14 @@ class Router:
         draft, deadline = _classifying.get()
         model, meter, clock = self.models[alias], Meter(), asyncio.get_running_loop().time
         asked = compose(Task(body), Rules(), None, model=model.name, limit_field=model.limit_field)
-        call = Call(asked, min(deadline, clock() + timeout))
+        rung, call = Rung(alias, Role.CLASSIFY), Call(asked, min(deadline, clock() + timeout))
+        hold = await self._reserve(rung, call, draft)
+        if isinstance(hold, Denied):
+            raise Unaffordable(hold.limit.name)
         completion, verdict, error, cancelled = None, None, None, False
         started = time.perf_counter()
         try:
-            completion = await model.complete(call, meter, draft.timeline, None)
+            completion = await model.complete(hold.call, meter, draft.timeline, None)
             verdict = Verdict()
         except ProviderError as failed:
             error = failed
@@ -232,9 +257,9 @@ class Router:
             cancelled = True
             raise
         finally:
-            latency, rung = time.perf_counter() - started, Rung(alias, Role.CLASSIFY)
+            latency = time.perf_counter() - started
             attempt = Attempt(
-                rung, meter.usage, meter.cost, latency, meter.asked, completion, verdict, error, cancelled
+                rung, meter.usage, meter.cost, latency, meter.asked, completion, verdict, error, cancelled, hold.held
             )
             draft.classifier_calls.append(attempt)
             booked = self._settle(attempt, draft)
@@ -299,21 +324,24 @@ class Router:
         Raises:
             BadRequest: There are some, and none of them can.
         """
-        too_many, images = task.choices > self.policy.max_choices, task.has_images
-        if not (too_many or images):
-            return aliases
-        able = tuple(
-            alias
-            for alias in aliases
-            if alias in self._handlers or not (too_many or (images and not self.models[alias].vision))
-        )
-        if aliases and not able and too_many:
-            msg = f"`n` must be a whole number from 1 to {self.policy.max_choices}, not {task.choices}"
-            raise BadRequest(msg, "n")
-        if aliases and not able:
-            msg = "`messages` hold an image, and no model that may answer them takes images"
-            raise BadRequest(msg, "messages")
-        return able
+        asked = task.choices
+        if asked > 1:
+            most = {alias: min(self.models[alias].max_choices, self.policy.max_choices) for alias in aliases}
+            able = tuple(alias for alias in aliases if alias in self._handlers or asked <= most[alias])
+            if aliases and not able:
+                allowed = max(most.values())
+                why = "" if allowed == self.policy.max_choices else "; no model that may answer gives more answers"
+                msg = f"`n` must be {f'a whole number from 1 to {allowed}' if allowed > 1 else 1}, not {asked}{why}"
+                raise BadRequest(msg, "n")
+            aliases = able
+        if task.has_images:
+            able = tuple(alias for alias in aliases if alias in self._handlers or self.models[alias].vision)
+            if aliases and not able:
+                too = f" and gives {asked} answers (`n`)" if asked > 1 else ""
+                msg = f"`messages` hold an image, and no model that may answer them takes images{too}"
+                raise BadRequest(msg, "messages")
+            aliases = able
+        return aliases
 
     def _draft(self, task: Task, ladder: Sequence[str]) -> Draft:
         top = self.models[ladder[-1]].price if ladder else None
@@ -358,6 +386,8 @@ class Router:
             finally:
                 _classifying.reset(token)
                 draft.bill_classifying(stage)
+            if found.failed:
+                stage.fail(found.failed)
             told[names.LABEL] = found.label
             told[names.CONFIDENCE] = found.confidence
             told[names.CLASSIFIER] = found.classifier
@@ -376,7 +406,7 @@ class Router:
                 found = await self._classifier.classify(task)
         except TimeoutError:
             log.warning("a classifier took all of a request's time")
-            found = Classification()
+            found = Classification(failed=Reason.TIMEOUT.value)
         if task.hint is None:
             return found
         return Classification(
@@ -403,8 +433,52 @@ class Router:
         body = compose(task, decision.rules, escalation, model=model.name, limit_field=model.limit_field)
         return Call(body, deadline, handler=task.handler, escalation=escalation)
 
-    async def _attempt(
-        self, rung: Rung, call: Call, validators: Sequence[Validator], tap: _Tap, draft: Draft
+    async def _reserve(self, rung: Rung, call: Call, draft: Draft) -> Hold | Denied:
+        """Hold room for the most that a call can cost, where a limit says so."""
+        caller, model = draft.task.caller, self.models[rung.alias]
+        limits = self.policy.limits_of(caller, rung.role)
+        if self._ledger is None or not limits:
+            return Hold(call)
+        if self.quotas is not None:
+            self.quotas.seen(caller)
+        bound = model.bound(call) if any(limit.unit != "requests" for limit in limits) else Spend()
+        bound = bound._replace(requests=int(rung.role is not Role.CLASSIFY))
+        number = 1 + len(draft.classifier_calls) + len(draft.attempts)
+        lease = ENDLESS_LEASE if model.timeout is None else call.deadline - asyncio.get_running_loop().time()
+        claim = Claim(draft.id, number, draft.started, caller, rung.role, bound, limits, lease + LEASE_MARGIN)
+        return await reserve(self._ledger, claim, call, self.policy.without_ledger)
+
+    def _relieve(  # noqa: PLR0913 - all that an action may build on
+        self,
+        denied: Denied,
+        rung: Rung,
+        call: Call,
+        task: Task,
+        ladder: Sequence[str],
+        escalation: Escalation | None,
+        draft: Draft,
+    ) -> Relief:
+        """Do what the policy says of a limit that was reached; a span tells of it."""
+        model, limit = self.models[rung.alias], denied.limit
+
+        def fits(less: int) -> bool:
+            return limit.unit != "requests" and limit.of(model.bound(call, less)) <= denied.left
+
+        with draft.timeline.stage("quota") as stage:
+
+            def told(action: str, applied: bool) -> None:  # noqa: FBT001 - of one use
+                stage.event(names.ACTION_EVENT, **{names.QUOTA_ACTION: action, "applied": applied})
+
+            rejected = escalation.rejected if escalation else None
+            relief = relieve(denied, rung, task, ladder=ladder, hit=draft.hit, rejected=rejected, fits=fits, told=told)
+            draft.limited(denied, relief.action, relief.dropped)
+            stage.attributes[names.QUOTA_SCOPE] = limit.name
+            stage.attributes[names.QUOTA_HEADROOM] = denied.headroom
+            stage.attributes[names.QUOTA_ACTION] = relief.action
+        return relief
+
+    async def _attempt(  # noqa: PLR0913 - what an attempt is made of
+        self, rung: Rung, call: Call, validators: Sequence[Validator], tap: _Tap, draft: Draft, hold: Hold
     ) -> Attempt:
         """Try one rung, validate its answer and settle its cost, however it ends."""
         model, meter = self.models[rung.alias], Meter()
@@ -412,9 +486,9 @@ class Router:
         try:
             with draft.timeline.stage(rung.role.value) as stage:
                 try:
-                    completion = await model.complete(call, meter, draft.timeline, tap.live(validators))
+                    completion = await model.complete(hold.call, meter, draft.timeline, tap.live(validators))
                 finally:
-                    _describe(stage, rung, call, meter)
+                    _describe(stage, rung, call, meter, hold.held)
             if rung.alias in self._handlers or call.operation == EMBEDDINGS:
                 verdict = Verdict()  # passed on as it is
             else:
@@ -426,7 +500,16 @@ class Router:
             raise
         finally:
             attempt = Attempt(
-                rung, meter.usage, meter.cost, stage.latency, meter.asked, completion, verdict, error, cancelled
+                rung,
+                meter.usage,
+                meter.cost,
+                stage.latency,
+                meter.asked,
+                completion,
+                verdict,
+                error,
+                cancelled,
+                hold.held,
             )
             draft.attempts.append(attempt)
             booked = self._settle(attempt, draft)
@@ -466,6 +549,7 @@ class Router:
             attempt.rung.alias,
             attempt.usage,
             attempt.cost,
+            attempt.reservation,
         )
         try:
             return self._ledger.settle(entry)
@@ -476,6 +560,8 @@ class Router:
     async def _keep(self, hit: Hit, decision: Decision, attempt: Attempt, draft: Draft) -> None:
         ttl, kept, alias = decision.rules.cache_ttl, attempt.completion, attempt.rung.alias
         if self._cache is None or hit.key is None or not ttl or kept is None or alias in self._handlers:
+            return
+        if draft.turns_dropped:  # it answers another question
             return
         if (
             len(draft.attempts) > 1 and attempt.usage is not None
@@ -538,8 +624,10 @@ async def _durable(booked: Awaitable[None]) -> None:
         log.error(_UNBOOKED, place(error))
 
 
-def _describe(stage: Note, rung: Rung, call: Call, meter: Meter) -> None:
+def _describe(stage: Note, rung: Rung, call: Call, meter: Meter, held: Reservation | None) -> None:
     stage.usage, stage.cost_nanos = meter.usage, meter.cost.nanos
+    if held is not None:
+        stage.attributes[names.RESERVED] = held.bound.cost_nanos / NANOS
     stage.attributes[names.COST_SOURCE] = meter.cost.source.value
     if call.escalation is not None:
         stage.attributes[names.FALLBACK_FROM] = call.escalation.source

@@ -45,6 +45,8 @@ class Status(StrEnum):
 
     ANSWERED = "answered"
     CACHED = "cached"
+    STALE = "stale"
+    """With an expired answer, since a limit was reached."""
     REFUSED = "refused"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -74,7 +76,9 @@ class Reason(StrEnum):
     RATE_LIMITED = "rate_limited"
     PROVIDER_ERROR = "provider_error"
     CONTEXT_TOO_LONG = "context_too_long"
-    # why no answer
+    # why no answer, or a lesser one
+    BUDGET_EXHAUSTED = "budget_exhausted"
+    LEDGER_UNAVAILABLE = "ledger_unavailable"
     NOT_ALLOWED = "not_allowed"
     NO_RUNG_LEFT = "no_rung_left"
     CANCELLED = "cancelled"
@@ -205,6 +209,11 @@ class Task:
     def wants_json(self) -> bool:
         """Whether the caller's ``response_format`` is ``json_object`` (any object will do)."""
         return (self.body.get("response_format") or {}).get("type") == "json_object"
+
+    @property
+    def tools(self) -> list[dict[str, Any]]:
+        """The tools that the model may call."""
+        return self.body.get("tools") or []
 
     @property
     def has_images(self) -> bool:
@@ -391,6 +400,124 @@ class Completion:
         return Completion({**self.body, "usage": counted})
 
 
+class Spend(NamedTuple):
+    """What is counted of model calls: nano-dollars, attempts, tokens both ways. A classifier's call is no attempt."""
+
+    cost_nanos: int = 0
+    requests: int = 0
+    tokens: int = 0
+
+    def plus(self, other: Spend) -> Spend:
+        """Return the sum, field by field."""
+        return Spend(*(mine + its for mine, its in zip(self, other, strict=True)))
+
+
+class Balance(NamedTuple):
+    """Of one account in one day or month."""
+
+    spent: Spend = Spend()
+    held: Spend = Spend()
+    """Reserved for attempts that are under way."""
+
+    @property
+    def taken(self) -> Spend:
+        """What limits look at: what is reserved counts as spent."""
+        return self.spent.plus(self.held)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What may be spent on one account in a day or a month, and what is done when it is reached."""
+
+    name: str
+    """How spans, metrics and answers call it."""
+    per: str
+    """Whose account: ``tenant``, ``team`` or ``user``. None is wider than a tenant."""
+    unit: str
+    """Of `amount`: the field of Spend that it bounds."""
+    amount: int
+    period: str
+    """``day`` or ``month``."""
+    role: Role | None = None
+    """The attempts that count; those of ``expensive`` are all that ``fallback`` makes, too. None: every call."""
+    tier: str | None = None
+    """The callers that it holds for. None: all."""
+    tenant: str | None = None
+    then: tuple[str, ...] = ("refuse",)
+    """What is tried, in order, before a rung that it does not let pass is given up."""
+    fallback: str = "refuse"
+    """What is done where it does not let a fallback pass: ``accept`` the answer that was turned down, ``stale``."""
+
+    def holds_for(self, caller: Caller, role: Role) -> bool:
+        """Return whether it bounds what `caller` spends in `role`."""
+        counts = self.role in (None, role) or (self.role is Role.EXPENSIVE and role is Role.FALLBACK)
+        return counts and self.concerns(caller)
+
+    def concerns(self, caller: Caller) -> bool:
+        """Return whether it bounds what `caller` spends in some role."""
+        return self.tier in (None, caller.tier) and self.tenant in (None, caller.tenant)
+
+    def of(self, spend: Spend) -> int:
+        """Return the part of `spend` that it bounds."""
+        found: int = getattr(spend, self.unit)
+        return found
+
+    def told(self, amount: int) -> str:
+        """Write an amount with its unit: ``0.250000000 USD``, ``3 requests``."""
+        return f"{usd(amount)} USD" if self.unit == "cost_nanos" else f"{amount} {self.unit}"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What an attempt may cost at most, to be reserved before it is made."""
+
+    id: str
+    """Of the request, as of :class:`Entry`."""
+    attempt: int
+    time: float
+    """Unix seconds of the request's start: it says which day and month are charged."""
+    caller: Caller
+    role: Role
+    bound: Spend
+    limits: tuple[Limit, ...]
+    """Those that must have room for all of `bound`."""
+    lease: float
+    """Seconds after which the reservation is void, should its owner have died."""
+
+
+class Headroom(NamedTuple):
+    """What a limit has left, in its own unit; what is reserved counts as spent."""
+
+    limit: Limit
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Room in the ledger that an attempt holds until it is settled."""
+
+    bound: Spend
+    headroom: tuple[Headroom, ...] = ()
+    """Of each limit of the claim, with the reservation counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """A limit has no room for an attempt."""
+
+    limit: Limit
+    left: int
+    """Before the attempt, in the limit's unit."""
+    retry_after: float
+    """Seconds until the limit's period ends."""
+    reason: Reason = Reason.BUDGET_EXHAUSTED
+
+    @property
+    def headroom(self) -> float:
+        """What is left, as spans and record tell it: USD, requests or tokens."""
+        return self.left / NANOS if self.limit.unit == "cost_nanos" else float(self.left)
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One model call, ready to be sent."""
@@ -405,6 +532,8 @@ class Call:
     """``chat`` or ``embeddings``, as the GenAI conventions name them: what `body` is a request for."""
     handler: Callable[[Call, Meter], Awaitable[Completion]] | None = None
     escalation: Escalation | None = None
+    room: Callable[[], Awaitable[bool]] | None = None
+    """Holds as much again for another try, if there is room; to be asked where an earlier one may be billed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -488,8 +617,9 @@ class Classification:
     """Whether it was remembered from an equal request."""
     evidence: tuple[Evidence, ...] = ()
     """Why the risks, where the detection is ours."""
-    partial: bool = False
-    """Whether a classifier failed and was passed over, so that asking again may tell more."""
+    failed: str = ""
+    """Why a classifier was passed over, so that asking again may tell more: its model's failure as a reason code, or
+    the exception's type. Empty: none failed, or another was sure all the same."""
 
     @property
     def abstained(self) -> bool:
@@ -574,6 +704,16 @@ class Attempt:
     verdict: Verdict | None = None
     error: ProviderError | None = None
     cancelled: bool = False
+    reservation: Reservation | None = None
+
+    @property
+    def underreserved(self) -> bool:
+        """Whether it cost more than was reserved: reasoning tokens, or a tokenizer that is not the model's."""
+        if self.reservation is None:
+            return False
+        bound, used = self.reservation.bound, self.usage or Usage()
+        over = bound.tokens and used.input + used.output > bound.tokens
+        return bool(over) or (self.cost.nanos or 0) > bound.cost_nanos > 0
 
     @property
     def accepted(self) -> bool:
@@ -627,6 +767,14 @@ class Entry:
     model: str
     usage: Usage | None
     cost: Cost
+    reservation: Reservation | None = None
+    """To be released."""
+
+    @property
+    def spend(self) -> Spend:
+        """What it adds to the accounts."""
+        used = self.usage or Usage()
+        return Spend(self.cost.nanos or 0, int(self.role is not Role.CLASSIFY), used.input + used.output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -646,6 +794,8 @@ class Outcome:
     attempts: tuple[Attempt, ...] = ()
     classifier_calls: tuple[Attempt, ...] = ()
     """The models that classifiers asked; no rungs, but they cost too."""
+    denied: Denied | None = None
+    """The last limit that was reached, if one was."""
 
     @property
     def cost_nanos(self) -> int | None:

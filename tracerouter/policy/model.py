@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, Self, get_args
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 import orjson
 from cachebox import LRUCache
@@ -19,7 +21,7 @@ from pydantic_core import PydanticCustomError
 from tracerouter.errors import ConfigError, nearest
 from tracerouter.policy.file import NotYet, Seconds, Written, read, seconds
 from tracerouter.policy.patterns import BoundedPattern
-from tracerouter.types import Rules, Wanted
+from tracerouter.types import NANOS, Limit, Role, Rules, Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -222,6 +224,102 @@ class TierPolicy(Written):
     on_risk: OnRisk | None = None
 
 
+_LIMIT: Final = re.compile(r"(\d+(?:\.\d{1,9})?) *(USD|requests|tokens) */ *(day|month)")
+_UNITS: Final = {"USD": "cost_nanos", "requests": "requests", "tokens": "tokens"}
+
+
+class Amount(NamedTuple):
+    """What may be spent in a period, as it is written."""
+
+    written: str
+    unit: str
+    amount: int
+    period: str
+
+
+def _amount(found: object) -> Amount:
+    match = _LIMIT.fullmatch(found.strip()) if isinstance(found, str) else None
+    if match is None or ("." in match[1] and match[2] != "USD"):
+        msg = "found {found}, but a limit such as 5 USD/month, 20 requests/day or 100000 tokens/day belongs here"
+        raise PydanticCustomError("limit", msg, {"found": repr(found)})
+    number, unit, period = match.groups()
+    amount = int(Decimal(number) * NANOS) if unit == "USD" else int(number)
+    return Amount(f"{number} {unit}/{period}", _UNITS[unit], amount, period)
+
+
+Action = Literal["downgrade", "shorten", "stale", "refuse"]
+Denial = Literal["accept", "stale", "refuse"]
+
+
+def _zone(found: str) -> str:
+    try:
+        ZoneInfo(found)
+    except (ValueError, OSError, ZoneInfoNotFoundError):
+        msg = "found {found}, which is no time zone{nearest}; it should be an IANA name such as Europe/Berlin"
+        told = {"found": repr(found), "nearest": nearest(found, available_timezones())}
+        raise PydanticCustomError("zone", msg, told) from None
+    return found
+
+
+class QuotaOf(Written):
+    """What may be spent in a day or a month, and what is done when that is reached."""
+
+    name: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9 _./-]{0,63}$",
+        description="How it is called; as it is written, if absent",
+    )
+    per: Literal["tenant", "team", "user"] = Field(description="Whose spend is summed; always within one tenant")
+    tier: str | None = Field(default=None, description="The callers that it holds for; all, if absent")
+    tenant: str | None = Field(default=None, description="The one tenant that it holds for; all, if absent")
+    role: Literal["cheap", "expensive", "fallback"] | None = Field(
+        default=None, description="The attempts that count, fallbacks as expensive ones, too; all, if absent"
+    )
+    limit: Annotated[Amount, BeforeValidator(_amount, json_schema_input_type=str)] = Field(
+        description="Such as 5 USD/month, 20 requests/day, 100000 tokens/day"
+    )
+    then: Annotated[list[Action], Field(min_length=1)] = Field(
+        default=["refuse"], description="What is tried, in order, where there is no room for a request"
+    )
+    fallback: Denial = Field(
+        default="refuse",
+        description="Where there is no room for a fallback: accept the answer that was turned down, stale, or refuse",
+    )
+
+    @model_validator(mode="after")
+    def _ends_in_what_always_works(self) -> Self:
+        if "refuse" in self.then[:-1]:
+            raise PydanticCustomError("order", "nothing comes after refuse", {"key": "then"})
+        if len(set(self.then)) < len(self.then):
+            raise PydanticCustomError("twice", "an action stands in it twice", {"key": "then"})
+        return self
+
+    @property
+    def resolved(self) -> Limit:
+        """Itself, as the ledger reads it."""
+        written, unit, amount, period = self.limit
+        name = self.name or " ".join(
+            part for part in (self.tenant, self.tier, self.per, self.role, written) if part is not None
+        )
+        role = Role(self.role) if self.role else None
+        then = tuple(self.then)
+        return Limit(name, self.per, unit, amount, period, role, self.tier, self.tenant, then, self.fallback)
+
+
+class WithoutLedger(Written):
+    """What is done while the ledger can't be reached, so that no limit can be checked."""
+
+    closed: list[Literal["cheap", "expensive"]] = Field(
+        default=["expensive"], description="The roles that are not served then, fallbacks as expensive ones"
+    )
+    then: Annotated[list[Literal["downgrade", "stale", "refuse"]], Field(min_length=1)] = [
+        "downgrade",
+        "stale",
+        "refuse",
+    ]
+    fallback: Denial = "refuse"
+
+
 class PolicyFile(Written):
     """The whole file."""
 
@@ -242,7 +340,11 @@ class PolicyFile(Written):
     risks: dict[Risk, RiskPolicy] = {}
     tiers: dict[str, TierPolicy] = {}
     windows: NotYet = None
-    quotas: NotYet = None
+    timezone: Annotated[str, AfterValidator(_zone)] = Field(
+        default="UTC", description="IANA name of the zone whose midnight ends a day and a month"
+    )
+    quotas: list[QuotaOf] = Field(default=[], description="What callers may spend")
+    without_ledger: WithoutLedger = WithoutLedger()
     storm: NotYet = None
 
     @model_validator(mode="before")
@@ -265,6 +367,22 @@ class PolicyFile(Written):
                     msg = "{name}.tasks: {label} is none of the tasks{nearest}"
                     told = {"name": name, "label": repr(label), "nearest": nearest(label, self.tasks)}
                     raise PydanticCustomError("not_known", msg, {"key": "risks", **told})
+        return self
+
+    @model_validator(mode="after")
+    def _limits_have_names_of_their_own(self) -> Self:
+        known = {*self.tiers}
+        names: set[str] = set()
+        for at, quota in enumerate(self.quotas):
+            if quota.tier is not None and quota.tier not in known:
+                msg = "quotas.{at}.tier: {tier} is none of the policy's `tiers`{nearest}"
+                told = {"at": at, "tier": repr(quota.tier), "nearest": nearest(quota.tier, known), "key": "quotas"}
+                raise PydanticCustomError("not_known", msg, told)
+            name = quota.resolved.name
+            if name in names:
+                msg = "quotas.{at}: another one is called {name}, too; give one of them a `name` of its own"
+                raise PydanticCustomError("twice", msg, {"at": at, "name": repr(name), "key": "quotas"})
+            names.add(name)
         return self
 
     @model_validator(mode="after")
@@ -340,6 +458,10 @@ class Policy:
     """Those that a caller may ask for by name."""
     embeddings: tuple[str, ...]
     """The models that a request for embeddings may name, whatever the tier."""
+    limits: tuple[Limit, ...]
+    without_ledger: WithoutLedger
+    timezone: str
+    """IANA name of the zone whose midnight ends a day and a month."""
     max_choices: int
     """The most ``n`` that is taken."""
     source: str
@@ -386,6 +508,9 @@ class Policy:
             label_patterns={label: tuple(task.match) for label, task in written.tasks.items() if task.match},
             ladders={name: tuple(ladder) for name, ladder in written.ladders.items()},
             embeddings=tuple(written.embeddings),
+            limits=tuple(quota.resolved for quota in written.quotas),
+            without_ledger=written.without_ledger,
+            timezone=written.timezone,
             max_choices=written.max_choices,
             source=source,
             salt=salt,
@@ -409,6 +534,10 @@ class Policy:
         """Return the models that the caller's tier may embed with."""
         tier = self.tiers.get(caller.tier) if caller.tier else None
         return self.embeddings if tier is None or tier.embeddings is None else tuple(tier.embeddings)
+
+    def limits_of(self, caller: Caller, role: Role) -> tuple[Limit, ...]:
+        """Return the limits that must have room for what `caller` asks in `role`."""
+        return tuple(limit for limit in self.limits if limit.holds_for(caller, role)) if self.limits else ()
 
     @property
     def caches(self) -> bool:

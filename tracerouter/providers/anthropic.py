@@ -10,6 +10,7 @@ import orjson
 
 from tracerouter.errors import AnswerLost, RequestRejected
 from tracerouter.providers.http import are_counts, are_objects, decoded, demand, posted, streamed
+from tracerouter.providers.images import image_tokens
 from tracerouter.providers.messages import translated
 from tracerouter.types import Completion, Usage
 
@@ -46,6 +47,9 @@ class AnthropicProvider:
         api_key: Sent as ``x-api-key``. None: no key is sent.
         session: Returns the HTTP session to use. It is not closed here.
     """
+
+    max_choices = 1
+    image_tokens = staticmethod(image_tokens)
 
     def __init__(self, base_url: str, api_key: str | None, session: Callable[[], aiohttp.ClientSession]) -> None:
         self._url = f"{base_url.rstrip('/')}/v1/messages"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import orjson
@@ -14,7 +16,7 @@ import orjson
 from tracerouter.errors import ProviderError, ProviderTimeout, TracerouterError, place
 from tracerouter.telemetry import names
 from tracerouter.tokens import count, count_request
-from tracerouter.types import CHAT, Cost, Source, Usage, content_text
+from tracerouter.types import CHAT, Cost, Source, Spend, Usage, content_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,6 +54,16 @@ class Model:
     """Whether it takes images."""
     address: str | None = None
     port: int | None = None
+
+    @property
+    def max_choices(self) -> float:
+        """The most answers that one request can ask for (``n``), as its provider says."""
+        return getattr(self.provider, "max_choices", math.inf)
+
+    def count_input(self, body: Mapping[str, Any]) -> int:
+        """Count the input tokens of a request where nobody reports them; images as its provider counts them."""
+        own = getattr(self.provider, "image_tokens", None)
+        return count_request(body) if own is None else count_request(body, partial(own, model=self.name))
 
     async def complete(self, call: Call, meter: Meter, timeline: Timeline, sink: Sink | None) -> Completion:
         """Ask the model, within the deadline, and try again where that may help; one span tells of it.
@@ -91,6 +103,18 @@ class Model:
             return completion
         return completion.with_usage(meter.usage)
 
+    def bound(self, call: Call, less: int = 0) -> Spend:
+        """Return the most that one try of `call` can use, had its input `less` tokens less.
+
+        That is its input and the bound on its answer that is sent along. The input is counted as :func:`count_request`
+        does: exactly for OpenAI's models. A wrapped service's call has no bound that is known.
+        """
+        if self.timeout is None:
+            return Spend()
+        asked = max(count_request(call.body) - less, 0)
+        answered = (call.body.get(self.limit_field) or 0) * (call.body.get("n") or 1)
+        return Spend(self.price.most(asked, answered) if self.price else 0, 1, asked + answered)
+
     def bill(self, meter: Meter, body: Mapping[str, Any]) -> tuple[Usage | None, Cost]:
         """Return the tokens and the cost of all that was sent; each try is rounded once, as an upstream bills it."""
         usage, nanos, source = Usage(), 0, Source.REPORTED
@@ -98,7 +122,7 @@ class Model:
         for use in meter.uses:
             if use.refused:
                 continue
-            used, reported = _usage(use, body)
+            used, reported = self._used(use, body)
             known = known and used is not None
             usage = usage.plus(used or Usage())
             meter.asked = meter.asked or usage.input
@@ -112,6 +136,15 @@ class Model:
         cost = Cost(None if source is Source.UNKNOWN else nanos, source)
         return usage if known else None, cost
 
+    def _used(self, use: Use, body: Mapping[str, Any]) -> tuple[Usage | None, bool]:
+        """Return a try's usage, and whether it is the provider's own word; None: there is nothing to count by."""
+        if use.usage is not None:
+            return use.usage, True
+        if use.unknowable and use.begun is None:
+            return None, False
+        asked = use.begun or Usage(self.count_input(body))
+        return asked._replace(output=count("".join(use.received))), False
+
     async def _tries(self, call: Call, meter: Meter, note: Note, sink: Sink | None) -> Completion:
         tries = 0
         while True:
@@ -122,6 +155,9 @@ class Model:
                 committed = sink is not None and meter.first_chunk_ns is not None
                 in_time = asyncio.get_running_loop().time() + wait < call.deadline
                 if committed or not error.retryable or tries >= self.retries or not in_time:
+                    raise
+                may_be_billed = bool(meter.uses) and not meter.uses[-1].refused
+                if may_be_billed and call.room is not None and not await call.room():
                     raise
                 note.event(names.RETRY_EVENT, **{names.ERROR_TYPE: error.reason, "wait": wait})
                 tries += 1
@@ -190,16 +226,6 @@ class _Stopwatch:
 
 _GRAIN = 0.01
 """Seconds between two looks at the clock, at least."""
-
-
-def _usage(use: Use, body: Mapping[str, Any]) -> tuple[Usage | None, bool]:
-    """Return a try's usage, and whether it is the provider's own word; None: there is nothing to count by."""
-    if use.usage is not None:
-        return use.usage, True
-    if use.unknowable and use.begun is None:
-        return None, False
-    asked = use.begun or Usage(count_request(body))
-    return asked._replace(output=count("".join(use.received))), False
 
 
 def _wait(tries: int, asked: float | None) -> float:

@@ -1,122 +1,182 @@
-"""What was spent: one entry an attempt or classifier's call, summed by day, tenant, team, user and role."""
+"""The ledger in SQLite: what is reserved and what was spent, for the processes of one machine.
+
+A row of ``accounts`` counts what one scope (a tenant, a team, a user) spends in one role on one day; months, and roles
+together, are sums of those, so that an attempt is booked on three rows and no more.
+"""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from functools import lru_cache
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
-from zoneinfo import ZoneInfo
+import time
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Final
 
-from tracerouter.types import NANOS
+from tracerouter.quota.accounts import ALL, Calendar, scopes
+from tracerouter.types import Balance, Caller, Denied, Headroom, Reservation, Role, Spend
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
-    from datetime import tzinfo
+    import sqlite3
+    from collections.abc import Awaitable, Iterable
 
+    from tracerouter.quota.accounts import Account
     from tracerouter.store import SqliteStore
-    from tracerouter.types import Entry
-
-    Period = Literal["day", "month"]
+    from tracerouter.types import Claim, Entry
 
 _INSERT: Final = "INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_SUMS: Final = (
-    "coalesce(sum(cost_nanos), 0), coalesce(sum(requests) FILTER (WHERE role <> 'classify'), 0), "
-    "coalesce(sum(input_tokens + output_tokens), 0)"
-)
-_LEADERS: Final = 20
-
-
-class Spend(NamedTuple):
-    """What was spent in a period: nano-dollars of known cost, attempts, tokens both ways.
-
-    A classifier's call (role ``classify``) costs, but is no attempt.
-    """
-
-    cost_nanos: int
-    requests: int
-    tokens: int
+_BOOK: Final = """
+INSERT INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
+    cost_nanos = cost_nanos + excluded.cost_nanos, requests = requests + excluded.requests,
+    tokens = tokens + excluded.tokens, held_nanos = held_nanos + excluded.held_nanos,
+    held_requests = held_requests + excluded.held_requests, held_tokens = held_tokens + excluded.held_tokens
+"""
+_BALANCE: Final = """
+SELECT coalesce(sum(cost_nanos), 0), coalesce(sum(requests), 0), coalesce(sum(tokens), 0),
+    coalesce(sum(held_nanos), 0), coalesce(sum(held_requests), 0), coalesce(sum(held_tokens), 0)
+FROM accounts WHERE scope = ? AND day IN ({days}) AND tenant = ?
+"""
+_RESERVE: Final = """
+INSERT INTO reservations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
+    expires = excluded.expires, cost_nanos = cost_nanos + excluded.cost_nanos,
+    requests = requests + excluded.requests, tokens = tokens + excluded.tokens
+"""
+_HELD: Final = "day, tenant, team, user, role, cost_nanos, requests, tokens"
+_RELEASE: Final = f"DELETE FROM reservations WHERE id = ? AND attempt = ? RETURNING {_HELD}"  # noqa: S608 - all ours
+_EXPIRE: Final = f"DELETE FROM reservations WHERE expires <= ? RETURNING {_HELD}"  # noqa: S608 - likewise
+_EXPIRED: Final = f"SELECT {_HELD} FROM reservations WHERE expires <= ?"  # noqa: S608 - likewise
+_LEADERS: Final = """
+SELECT tenant, sum(cost_nanos) FROM accounts WHERE scope = 'tenant' AND day BETWEEN ? AND ? GROUP BY tenant
+ORDER BY 2 DESC
+"""
+_NOTHING: Final = Spend()
 
 
 class SqliteLedger:
-    """The ledger in the store's file. An attempt is booked once, however often it is settled.
+    """Accounts in the store's file. An attempt is booked once, however often it is settled.
 
     Args:
         store: Where.
-        zone: IANA name of the zone whose midnight ends a day.
+        zone: IANA name of the time zone whose midnight ends a day.
     """
 
     def __init__(self, store: SqliteStore, zone: str = "UTC") -> None:
         self._store = store
-        self._zone: tzinfo = UTC if zone == "UTC" else ZoneInfo(zone)
+        self.calendar = Calendar(zone)
+
+    async def reserve(self, claim: Claim) -> Reservation | Denied:
+        """Hold the claim's bound on all of its caller's accounts, or on none, if a limit has no room for it.
+
+        Raises:
+            StoreUnavailable: The disk fails.
+        """
+        return await self._store.transact(partial(self._reserved, claim))
+
+    def release(self, claim: Claim) -> Awaitable[None]:
+        """Give back what was reserved for `claim`, if it was."""
+        return self._store.write(partial(_released, claim.id, claim.attempt))
 
     def settle(self, entry: Entry) -> Awaitable[None]:
-        """Book one attempt, in the period of its request's start; await the result to know that it is committed."""
-        caller = entry.caller
-        values = (
+        """Book one attempt, in the periods of its request's start, and release what was reserved for it.
+
+        Await the result to know that it is committed.
+        """
+        return self._store.write(partial(self._settled, entry))
+
+    def balance(self, tenant: str, account: Account) -> Balance:
+        """Return what was spent on an account, and what is reserved. Blocks; for terminals and gauges."""
+        days, roles = self.calendar.days(account.period), _roles(account)
+        ((*amounts,),) = self._store.read(*_balance(tenant, account.scope, days, roles))
+        held = Spend(*amounts[3:])
+        for day, whose, team, user, role, *bound in self._store.read(_EXPIRED, (time.time(),)):
+            # whoever reserves next will release it
+            counts = day in days and (not roles or role in roles)
+            if counts and whose == tenant and account.scope in scopes(Caller(whose, team, user)):
+                held = held.plus(Spend(*(-amount for amount in bound)))
+        return Balance(Spend(*amounts[:3]), held)
+
+    def leaders(self, period: str) -> list[tuple[str, int]]:
+        """Return what each tenant has spent (nano-dollars) in a day or month, most first. Blocks; for gauges."""
+        days = self.calendar.days(period)
+        return [(tenant, nanos) for tenant, nanos in self._store.read(_LEADERS, (days[0], days[-1]))]
+
+    def _reserved(self, claim: Claim, connection: sqlite3.Connection) -> Reservation | Denied:
+        now, caller, day = time.time(), claim.caller, self.calendar.day(claim.time)
+        _release(connection, connection.execute(_EXPIRE, (now,)))
+        headroom = []
+        for limit in claim.limits:
+            account = self.calendar.account(limit, caller, claim.time)
+            days = [one for one in self.calendar.days(account.period) if one <= day]
+            amounts = connection.execute(*_balance(caller.tenant, account.scope, days, _roles(account))).fetchone()
+            left = limit.amount - limit.of(Spend(*amounts[:3]).plus(Spend(*amounts[3:])))
+            if left < limit.of(claim.bound):
+                ends = self.calendar.end(limit.period, claim.time)
+                return Denied(limit, max(left, 0), max(ends - now, 0.0))
+            headroom.append(Headroom(limit, left - limit.of(claim.bound)))
+        _book(connection, caller, day, claim.role, held=claim.bound)
+        held = (day, caller.tenant, caller.team, caller.user, claim.role, *claim.bound)
+        connection.execute(_RESERVE, (claim.id, claim.attempt, now + claim.lease, *held))
+        return Reservation(claim.bound, tuple(headroom))
+
+    def _settled(self, entry: Entry, connection: sqlite3.Connection) -> None:
+        caller, used, day = entry.caller, entry.usage, self.calendar.day(entry.time)
+        row = (
             entry.id,
             entry.attempt,
             entry.request_id,
             entry.time,
-            self._day(entry.time),
+            day,
             caller.tenant,
             caller.team,
             caller.user,
             entry.role,
             entry.model,
-            entry.usage.input if entry.usage else 0,
-            entry.usage.output if entry.usage else 0,
+            used.input if used else 0,
+            used.output if used else 0,
             entry.cost.nanos,
             entry.cost.source,
         )
-        return self._store.write(_INSERT, values)
-
-    def spent(  # noqa: PLR0913 - a scope may be narrowed by each
-        self,
-        period: Period,
-        now: float,
-        *,
-        tenant: str | None = None,
-        team: str | None = None,
-        user: str | None = None,
-        role: str | None = None,
-    ) -> Spend:
-        """Return what was spent in the day or month of `now` (Unix seconds), in the scope of all that is given."""
-        scope = {"tenant": tenant, "team": team, "user": user, "role": role}
-        given = {name: value for name, value in scope.items() if value is not None}
-        where = " AND ".join(["day >= ?", "day <= ?", *(f"{name} = ?" for name in given)])
-        days = (self._first_day(period, now), self._day(now))
-        query = f"SELECT {_SUMS} FROM spend WHERE {where}"  # noqa: S608 - the names are ours, the values are bound
-        ((cost, requests, tokens),) = self._store.read(query, (*days, *given.values()))
-        return Spend(cost, requests, tokens)
-
-    def tenant_spend(self) -> list[tuple[tuple[str, str], float]]:
-        """Return ``((tenant, period), USD)`` of the tenants that spend most, and of all others as ``other``."""
-        now = datetime.now(UTC).timestamp()
-        return [
-            ((tenant, period), nanos / NANOS) for period in _PERIODS for tenant, nanos in self._leaders(period, now)
-        ]
-
-    def _leaders(self, period: Period, now: float) -> list[tuple[str, int]]:
-        query = "SELECT tenant, sum(cost_nanos) FROM spend WHERE day BETWEEN ? AND ? GROUP BY tenant ORDER BY 2 DESC"
-        rows = self._store.read(query, (self._first_day(period, now), self._day(now)))
-        others = sum(cost for _, cost in rows[_LEADERS:])
-        return [*rows[:_LEADERS], *([("other", others)] if len(rows) > _LEADERS else [])]
-
-    def _day(self, at: float) -> str:
-        return _day_of(int(at // _QUARTER), self._zone)
-
-    def _first_day(self, period: Period, now: float) -> str:
-        day = self._day(now)
-        return day if period == "day" else f"{day[:7]}-01"
+        is_new = connection.execute(_INSERT, row).rowcount
+        released = _NOTHING
+        if entry.reservation is not None:
+            for held in connection.execute(_RELEASE, (entry.id, entry.attempt)).fetchall():
+                released = Spend(*(-amount for amount in held[-3:]))
+        if is_new or released != _NOTHING:
+            _book(connection, caller, day, entry.role, entry.spend if is_new else _NOTHING, released)
 
 
-_QUARTER: Final = 900
-"""Seconds; every zone's midnight falls on a quarter of an hour."""
+def _roles(account: Account) -> tuple[str, ...]:
+    """Return the roles of the attempts that an account counts; none, where it counts all."""
+    if account.role == ALL:
+        return ()
+    return (account.role, Role.FALLBACK) if account.role == Role.EXPENSIVE else (account.role,)
+
+
+def _balance(tenant: str, scope: str, days: list[str], roles: tuple[str, ...]) -> tuple[str, tuple[Any, ...]]:
+    """Return the query of an account's sums, and its values."""
+    return _balance_of(len(days), len(roles)), (scope, *days, tenant, *roles)
 
 
 @lru_cache(maxsize=256)
-def _day_of(quarter: int, zone: tzinfo) -> str:
-    return datetime.fromtimestamp(quarter * _QUARTER, zone).strftime("%Y-%m-%d")
+def _balance_of(days: int, roles: int) -> str:
+    """Return the query for so many days and roles; each is looked up by the primary key."""
+    query = _BALANCE.format(days=", ".join("?" * days))
+    return f"{query} AND role IN ({', '.join('?' * roles)})" if roles else query
 
 
-_PERIODS: Final[tuple[Period, ...]] = ("day", "month")
+def _book(  # noqa: PLR0913 - what a row is made of
+    connection: sqlite3.Connection,
+    caller: Caller,
+    day: str,
+    role: str,
+    spent: Spend = _NOTHING,
+    held: Spend = _NOTHING,
+) -> None:
+    connection.executemany(_BOOK, [(scope, day, caller.tenant, role, *spent, *held) for scope in scopes(caller)])
+
+
+def _released(identity: str, attempt: int, connection: sqlite3.Connection) -> None:
+    _release(connection, connection.execute(_RELEASE, (identity, attempt)))
+
+
+def _release(connection: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> None:
+    """Take what those reservations held off their accounts."""
+    for day, tenant, team, user, role, *bound in list(rows):
+        _book(connection, Caller(tenant, team, user), day, role, held=Spend(*(-amount for amount in bound)))

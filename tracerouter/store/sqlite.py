@@ -1,7 +1,8 @@
 """One SQLite file: one writer thread that commits in groups, so that a request never waits for the disk's own pace.
 
-Rows of two kinds are written. What must not be lost (the ledger) waits in a queue for as long as the disk fails; what
-may be (the decision log) has a bounded queue, and is counted when it is dropped.
+Three sorts of things are written. What must not be lost (the ledger) waits in a queue for as long as the disk fails;
+what somebody waits for (a reservation) fails with the disk; what may be lost (the decision log) has a bounded queue,
+and is counted when it is dropped.
 """
 
 from __future__ import annotations
@@ -14,18 +15,22 @@ import sqlite3
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from tracerouter.errors import ConfigError
+from tracerouter.errors import ConfigError, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Sequence
     from pathlib import Path
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the tables, in ``PRAGMA user_version``."""
 
 _SCHEMA: Final = """
@@ -36,20 +41,19 @@ CREATE TABLE IF NOT EXISTS entries (
     input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, cost_nanos INTEGER, source TEXT NOT NULL,
     PRIMARY KEY (id, attempt)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS spend (
-    day TEXT NOT NULL, tenant TEXT NOT NULL, team TEXT NOT NULL, user TEXT NOT NULL, role TEXT NOT NULL,
-    cost_nanos INTEGER NOT NULL, requests INTEGER NOT NULL,
-    input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
-    PRIMARY KEY (day, tenant, team, user, role)
+CREATE TABLE IF NOT EXISTS accounts (
+    scope TEXT NOT NULL, day TEXT NOT NULL, tenant TEXT NOT NULL, role TEXT NOT NULL,
+    cost_nanos INTEGER NOT NULL, requests INTEGER NOT NULL, tokens INTEGER NOT NULL,
+    held_nanos INTEGER NOT NULL, held_requests INTEGER NOT NULL, held_tokens INTEGER NOT NULL,
+    PRIMARY KEY (scope, day, tenant, role)
 ) WITHOUT ROWID;
-CREATE TRIGGER IF NOT EXISTS spent AFTER INSERT ON entries BEGIN
-    INSERT INTO spend VALUES (
-        new.day, new.tenant, coalesce(new.team, ''), coalesce(new.user, ''), new.role,
-        coalesce(new.cost_nanos, 0), 1, new.input_tokens, new.output_tokens
-    ) ON CONFLICT DO UPDATE SET
-        cost_nanos = cost_nanos + excluded.cost_nanos, requests = requests + 1,
-        input_tokens = input_tokens + excluded.input_tokens, output_tokens = output_tokens + excluded.output_tokens;
-END;
+CREATE TABLE IF NOT EXISTS reservations (
+    id TEXT NOT NULL, attempt INTEGER NOT NULL, expires REAL NOT NULL,
+    day TEXT NOT NULL, tenant TEXT NOT NULL, team TEXT, user TEXT, role TEXT NOT NULL,
+    cost_nanos INTEGER NOT NULL, requests INTEGER NOT NULL, tokens INTEGER NOT NULL,
+    PRIMARY KEY (id, attempt)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS reservations_by_expiry ON reservations (expires);
 CREATE TABLE IF NOT EXISTS decisions (
     request_id TEXT NOT NULL, time REAL NOT NULL, trace_id TEXT NOT NULL, tenant TEXT NOT NULL, task TEXT,
     route TEXT NOT NULL, outcome TEXT NOT NULL, reason TEXT NOT NULL, cost_nanos INTEGER,
@@ -59,6 +63,15 @@ CREATE INDEX IF NOT EXISTS decisions_by_time ON decisions (time);
 CREATE INDEX IF NOT EXISTS decisions_by_trace ON decisions (trace_id);
 CREATE INDEX IF NOT EXISTS decisions_by_request ON decisions (request_id);
 """
+
+_SUMS_OF_VERSION_1: Final = """
+INSERT INTO accounts
+SELECT scope.value, day, tenant, role,
+    sum(cost_nanos), sum(iif(role = 'classify', 0, requests)), sum(input_tokens + output_tokens), 0, 0, 0
+FROM spend, json_each(json_array('tenant', 'team:' || team, 'user:' || user)) AS scope
+GROUP BY 1, 2, 3, 4
+"""
+"""Version 1 summed by tenant, team, user and role together, in a trigger."""
 
 TICK: Final = 0.05
 """Seconds that a droppable row waits for others, about."""
@@ -77,25 +90,32 @@ _PATIENCE: Final = 0.5
 
 _NUDGE: Final = "rows were offered"
 _CLOSE: Final = "write what is left, and end"
+_GONE: Final = "the store's disk takes nothing"
 
-_BROKEN: Final = (
-    sqlite3.IntegrityError,
-    sqlite3.DataError,
-    sqlite3.InterfaceError,
-    sqlite3.ProgrammingError,
-    OverflowError,
-    TypeError,
-    ValueError,
-)
+_BROKEN: Final = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
 """What is wrong with the row itself: it must not take the others with it, and trying again will not help."""
 
 Row = tuple[str, "Sequence[Any]"]
 """A statement and its values."""
 
+Work = Callable[[sqlite3.Connection], T]
+"""Statements that belong together."""
+
 
 class _Job(NamedTuple):
-    row: Row
-    done: asyncio.Future[None]
+    work: Work[Any]
+    done: asyncio.Future[Any] | None
+    durable: bool
+    """Whether it waits for a disk that fails; nobody waits for its result."""
+
+
+class _Ended(NamedTuple):
+    """How a job ended, and who is to be told."""
+
+    done: asyncio.Future[Any] | None
+    result: Any = None
+    error: Exception | None = None
+    broken: bool = False
 
 
 class SqliteStore:
@@ -119,10 +139,9 @@ class SqliteStore:
         self._reading = threading.Lock()
         self._jobs: queue.SimpleQueue[_Job | str] = queue.SimpleQueue()
         self._offered: deque[Callable[[], Row]] = deque()
-        self._unwritten: list[Row] = []  # the writer's own, as are the two counters of what it failed to write
+        self._unwritten: list[_Job] = []  # the writer's own, as are the two counters of what it failed to write
         self._refused = self._failed = self._overflown = self._broken = 0
         self._nudged = self._closing = self._closed = False
-        self._waiting: list[asyncio.Future[None]] = []
         self._flush_at: float | None = None
         self._pause = self._try_at = 0.0
         self._thread = threading.Thread(target=self._run, name="tracerouter-store", daemon=True)
@@ -148,19 +167,31 @@ class SqliteStore:
         """Return how many rows that must not be lost were: more than disk and memory could take, or broken ones."""
         return self._overflown + self._broken
 
-    def write(self, sql: str, values: Sequence[Any]) -> Awaitable[None]:
-        """Queue a row that must not be lost. Await the result to know that it is committed.
+    def write(self, work: Work[object]) -> Awaitable[None]:
+        """Queue what must not be lost. Await the result to know that it is committed.
 
-        It is committed within about a millisecond. While the disk fails the row stays queued, and what is awaited
-        ends after the next try, within about a second, since a request must not hang on a disk.
+        It is committed within about a millisecond. While the disk fails it stays queued, and what is awaited ends
+        after the next try, within about a second, since a request must not hang on a disk.
         """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._closed or self._jobs.qsize() + len(self._unwritten) >= _UNWRITTEN:
             self._overflown += 1
             done.set_result(None)
         else:
-            self._jobs.put(_Job((sql, values), done))
+            self._jobs.put(_Job(work, done, durable=True))
         return done
+
+    async def transact(self, work: Work[T]) -> T:
+        """Do `work` in the writer's thread, all of it or nothing, and return what it returns, once that is committed.
+
+        Raises:
+            StoreUnavailable: The disk fails, or the store is closed; nothing was done.
+        """
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        if self._closed:
+            raise StoreUnavailable(_GONE)
+        self._jobs.put(_Job(work, done, durable=False))
+        return await done
 
     def offer(self, make: Callable[[], Row]) -> bool:
         """Queue a row that may be lost; `make` is called in the writer's thread. False: the queue is full.
@@ -211,7 +242,7 @@ class SqliteStore:
                 msg = f"store: {self.name} was written by a newer tracerouter: upgrade, or use another file"
                 raise ConfigError(msg)
             connection.executescript(_SCHEMA)
-            connection.execute(f"PRAGMA user_version = {VERSION}")
+            _upgrade(connection)
         except sqlite3.Error as error:
             msg = f"store: {self.name} can't be used as a SQLite file ({error}); give another path, or move it away"
             raise ConfigError(msg) from None
@@ -221,13 +252,12 @@ class SqliteStore:
         """Write until the store is closed: jobs when they come, offered rows a tick after the first of them."""
         while not self._closing or (self._unwritten and not self._pause):
             jobs = self._taken(self._wait())
-            self._waiting += [job.done for job in jobs]
-            rows = [job.row for job in jobs]
             # a disk that fails is tried at its own pace, not at that of the requests
             if self._closing or time.monotonic() >= self._try_at:
-                self._commit([*self._unwritten, *rows])
+                self._commit([*self._unwritten, *jobs])
             else:
-                self._unwritten += rows
+                self._unwritten += [job for job in jobs if job.durable]
+                _resolve([_Ended(job.done, error=StoreUnavailable(_GONE)) for job in jobs if not job.durable])
             if self._flush_at is not None and (self._closing or time.monotonic() >= self._flush_at):
                 self._commit_offered()
         self._overflown += len(self._unwritten)
@@ -254,23 +284,24 @@ class SqliteStore:
                 job = self._jobs.get_nowait()
         return taken
 
-    def _commit(self, rows: list[Row]) -> None:
-        """Write all in one transaction and wake who waits; what can't be written is kept for the next try."""
+    def _commit(self, jobs: list[_Job]) -> None:
+        """Do all in one transaction and wake who waits; what must not be lost is kept for the next try."""
         try:
-            self._broken += self._write(rows) if rows else 0
+            ended = self._write(jobs) if jobs else []
         except sqlite3.Error:  # full, locked, read-only, gone: it may pass
             if not self._pause:
                 log.error("the store takes no rows: the ledger's wait, the decision log's are dropped")
             self._pause = min(_LONGEST_PAUSE, self._pause * 2 or TICK)
-            self._unwritten = rows
+            self._unwritten = [job for job in jobs if job.durable]
+            ended = [_Ended(job.done, error=None if job.durable else StoreUnavailable(_GONE)) for job in jobs]
         else:
             if self._pause:
                 log.warning("the store takes rows again")
             self._pause = 0.0
             self._unwritten = []
+            self._broken += sum(job.durable and end.broken for job, end in zip(jobs, ended, strict=True))
         self._try_at = time.monotonic() + self._pause
-        _resolve(self._waiting)
-        self._waiting = []
+        _resolve(ended)
 
     def _commit_offered(self) -> None:
         """Write all that was offered; what can't be written is dropped, and counted."""
@@ -285,28 +316,58 @@ class SqliteStore:
                 self._failed += 1
                 _tell_broken(error)
         try:
-            self._failed += self._write(rows)
+            ended = self._write([_Job(partial(_insert, row), None, durable=True) for row in rows])
         except sqlite3.Error:
             self._failed += len(rows)
+        else:
+            self._failed += sum(end.broken for end in ended)
 
-    def _write(self, rows: list[Row]) -> int:
-        """Write all in one transaction, but for broken ones; return how many those are."""
-        broken = 0
+    def _write(self, jobs: list[_Job]) -> list[_Ended]:
+        """Do all in one transaction, but for broken ones; return how each ended."""
         with self._reading if self._in_memory else nullcontext():  # in memory a reader locks the table
             self._writer.execute("BEGIN IMMEDIATE")
             try:
-                for sql, values in rows:
-                    try:
-                        self._writer.execute(sql, values)
-                    except _BROKEN as error:
-                        broken += 1
-                        _tell_broken(error)
+                ended = [self._done(job) for job in jobs]
                 self._writer.execute("COMMIT")
             except BaseException:
                 with suppress(sqlite3.Error):
                     self._writer.execute("ROLLBACK")
                 raise
-        return broken
+        return ended
+
+    def _done(self, job: _Job) -> _Ended:
+        """Do one job, all of it or nothing."""
+        if not job.durable and job.done is not None and job.done.cancelled():  # who asked for it has gone
+            return _Ended(None)
+        self._writer.execute("SAVEPOINT job")
+        try:
+            result = job.work(self._writer)
+            ended = _Ended(job.done, None if job.durable else result)
+        except Exception as error:
+            if isinstance(error, sqlite3.Error) and not isinstance(error, _BROKEN):  # the disk's, not the job's
+                raise
+            self._writer.execute("ROLLBACK TO job")
+            _tell_broken(error)
+            ended = _Ended(job.done, error=None if job.durable else error, broken=True)
+        self._writer.execute("RELEASE job")
+        return ended
+
+
+def _insert(row: Row, connection: sqlite3.Connection) -> None:
+    connection.execute(*row)
+
+
+def _upgrade(connection: sqlite3.Connection) -> None:
+    """Bring the tables of an older version up to this one's, once, whoever else starts now."""
+    connection.execute("BEGIN IMMEDIATE")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == 1:
+        connection.execute("DROP TRIGGER spent")
+        connection.execute(_SUMS_OF_VERSION_1)
+        connection.execute("DROP TABLE spend")
+    if version != VERSION:
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+    connection.execute("COMMIT")
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
@@ -327,17 +388,22 @@ def _tell_broken(error: Exception) -> None:
     log.error("a row could not be written: %s", type(error).__name__)  # its message and traceback hold users' data
 
 
-def _resolve(futures: list[asyncio.Future[None]]) -> None:
+def _resolve(ended: list[_Ended]) -> None:
     """Wake those who wait, once a loop."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
-    for future in futures:
-        by_loop.setdefault(future.get_loop(), []).append(future)
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Ended]] = {}
+    for end in ended:
+        if end.done is not None:
+            by_loop.setdefault(end.done.get_loop(), []).append(end)
     for loop, waiting in by_loop.items():
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(_set_done, waiting)
 
 
-def _set_done(futures: list[asyncio.Future[None]]) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_result(None)
+def _set_done(ended: list[_Ended]) -> None:
+    for done, result, error, _ in ended:
+        if done is None or done.done():
+            continue
+        if error is None:
+            done.set_result(result)
+        else:
+            done.set_exception(error)

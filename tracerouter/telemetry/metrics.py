@@ -172,7 +172,7 @@ class Instruments:
             "A request's duration less the time spent waiting on providers.")  # fmt: skip
         self.attempts = CounterOf(
             "tracerouter.attempts", "{attempt}", ("model", "role", "error.type"),
-            "Rungs tried.")  # fmt: skip
+            "Rungs tried, and models asked by classifiers (role classify).")  # fmt: skip
         self.fallbacks = CounterOf(
             "tracerouter.fallbacks", "{fallback}", ("from", "to", "reason", "task", "policy.arm"),
             "Rungs tried because an earlier one failed.")  # fmt: skip
@@ -201,9 +201,18 @@ class Instruments:
             "gen_ai.client.operation.duration", "s",
             ("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model", "error.type"),
             "Of one model call, retries included.")  # fmt: skip
+        self.quota_decisions = CounterOf(
+            "tracerouter.quota.decisions", "{decision}", ("scope", "action"),
+            "Limits reached, by what was done; underreserved: a call cost more than was held for it.")  # fmt: skip
         self.tenant_spend = GaugeOf(
             "tracerouter.tenant.spend", "{USD}", ("tenant", "period"),
             "Spend in the current period: the 20 tenants that spend most, and other.")  # fmt: skip
+        self.budget_limit = GaugeOf(
+            "tracerouter.budget.limit", "{USD}", ("tenant", "period"),
+            "What a tenant may spend in the current period, by its limit in USD on all roles.")  # fmt: skip
+        self.budget_remaining = GaugeOf(
+            "tracerouter.budget.remaining", "{USD}", ("tenant", "period"),
+            "What is left of that; what is reserved counts as spent.")  # fmt: skip
         self.traces_kept = CounterOf(
             "tracerouter.traces.kept", "{trace}", ("reason",),
             "Traces kept, by why.")  # fmt: skip

@@ -97,6 +97,13 @@ FIELDS: Final = (
     Field("fallback_from", str, names.FALLBACK_FROM),
     Field("fallback_to", str, names.FALLBACK_TO),
     Field("fallback_reason", str, names.FALLBACK_REASON),
+    Field("quota_scope", str, names.QUOTA_SCOPE, fact="quota_scope"),
+    Field("quota_headroom", float, names.QUOTA_HEADROOM),
+    Field("quota_action", str, names.QUOTA_ACTION, fact="quota_action"),
+    Field("budget_remaining", str, header="budget-remaining", fact="budget_remaining"),
+    Field("turns_dropped", int, fact="turns_dropped", read=lambda r: r.turns_dropped or None),
+    Field("unvalidated", bool, fact="unvalidated", read=lambda r: r.unvalidated or None),
+    Field("cache_age", float, fact="cache_age"),
     Field("attempt_count", int, names.ATTEMPTS, "attempts", "attempts", read=lambda r: len(r.attempts)),
     Field("attempts", tuple, read=lambda r: tuple(tried.told() for tried in r.attempts) or None),
     Field("classifier_calls", tuple, read=lambda r: tuple(call.told() for call in r.classifier_calls) or None),
@@ -112,7 +119,7 @@ _STAGE: Final = {
     names.LATENCY: float,
     names.ERROR_TYPE: str,
 }
-_RUNG: Final = {names.COST_SOURCE: str}
+_RUNG: Final = {names.COST_SOURCE: str, names.RESERVED: float}
 """Of the stages that ask a model."""
 
 SPAN_ATTRIBUTES: Final[dict[str, dict[str, type]]] = {
@@ -125,7 +132,8 @@ SPAN_ATTRIBUTES: Final[dict[str, dict[str, type]]] = {
     "cache": _STAGE | {
         names.CACHE_LAYER: str, names.CACHE_STATUS: str, names.CACHE_KEY_HASH: str, names.CACHE_AGE: float,
     },
-    "classify": _STAGE | _RUNG | {
+    "classify": _STAGE | {
+        names.COST_SOURCE: str,
         names.LABEL: str, names.CONFIDENCE: float, names.RISKS: tuple, names.CLASSIFIER: str,
         names.CLASSIFIER_VERSION: str, names.CLASSIFIER_CACHED: bool,
     },
@@ -134,6 +142,7 @@ SPAN_ATTRIBUTES: Final[dict[str, dict[str, type]]] = {
     "fallback": _STAGE | _RUNG | {
         names.FALLBACK_FROM: str, names.FALLBACK_TO: str, names.FALLBACK_REASON: str,
     },
+    "quota": _STAGE | {names.QUOTA_SCOPE: str, names.QUOTA_HEADROOM: float, names.QUOTA_ACTION: str},
     "validate": _STAGE | {names.VALIDATION_STATUS: str, names.VALIDATION_FAILURES: tuple},
     "chat": {
         names.GEN_AI_OPERATION: str, names.GEN_AI_PROVIDER: str, names.GEN_AI_REQUEST_MODEL: str,
@@ -234,6 +243,10 @@ def _measure_stages(record: Record, keep: str | None, m: Instruments) -> None:
             m.stage_duration.record(note.latency, note.name, note.error_type, seen_in=seen_in)
     for validator, status in record.checks:
         m.validations.add(1, validator, status, record.arm)
+    for scope, action in record.limits_reached:
+        m.quota_decisions.add(1, scope, action)
+    if record.underreserved:
+        m.quota_decisions.add(record.underreserved, None, "underreserved")
 
 
 def _measure_attempts(record: Record, task: str | None, m: Instruments) -> None:
@@ -242,9 +255,9 @@ def _measure_attempts(record: Record, task: str | None, m: Instruments) -> None:
         m.tokens.add(called.output_tokens, called.model, "output")
         if called.cost_nanos is not None:
             m.cost.add(called.cost_nanos, called.model, called.role, task, called.cost_source, record.arm)
+        m.attempts.add(1, called.model, called.role, called.failure)
     before: Tried | None = None
     for tried in record.attempts:
-        m.attempts.add(1, tried.model, tried.role, tried.failure)
         if before is not None:
             m.fallbacks.add(1, before.model, tried.model, before.failure, task, record.arm)
         before = tried

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from opentelemetry.trace import SpanKind
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from tracerouter.telemetry.timeline import Note
+    from tracerouter.types import Denied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +114,21 @@ class Record:
     attempts: tuple[Tried, ...]
     classifier_calls: tuple[Tried, ...]
     """The models that classifiers asked."""
+    quota_scope: str | None
+    """The name of the last limit that was reached."""
+    quota_headroom: float | None
+    """What it had left: USD, requests or tokens."""
+    quota_action: str | None
+    limits_reached: tuple[tuple[str, str], ...]
+    """The name of each, and what was done."""
+    underreserved: int
+    """Calls that cost more than was reserved for them."""
+    budget_remaining: str | None
+    """Of the limit that has the smallest share left, with its unit."""
+    turns_dropped: int
+    unvalidated: bool
+    """Whether an answer was accepted that the validators had turned down."""
+    cache_age: float | None
     error_type: str | None
     prompt: str | None
     answer: str | None
@@ -147,12 +163,15 @@ class Draft:
         "classification",
         "classifier_calls",
         "decision",
+        "denied",
         "hit",
+        "limits_reached",
         "policy",
         "prompt_hash",
         "request_id",
         "task",
         "timeline",
+        "turns_dropped",
     )
 
     def __init__(  # noqa: PLR0913 - the facts that are known when a request comes in, each told once
@@ -178,6 +197,9 @@ class Draft:
         self.decision: Decision | None = None
         self.attempts: list[Attempt] = []
         self.classifier_calls: list[Attempt] = []
+        self.denied: Denied | None = None
+        self.limits_reached: list[tuple[str, str]] = []
+        self.turns_dropped = 0
         self._finish = finish
         self._providers = providers
         self._baseline = baseline
@@ -216,7 +238,15 @@ class Draft:
         """The telling reason so far: a fallback's over the decision's."""
         if len(self.attempts) > 1:
             return self.attempts[-2].reason or Reason.PROVIDER_ERROR
+        if self.denied is not None and self.limits_reached[-1][1] == "downgrade":
+            return self.denied.reason
         return self.decision.reason if self.decision else Reason.INTERNAL
+
+    def limited(self, denied: Denied, action: str, turns_dropped: int = 0) -> None:
+        """Note a limit that was reached, and what was done."""
+        self.denied = denied
+        self.limits_reached.append((denied.limit.name, action))
+        self.turns_dropped += turns_dropped
 
     def bill_classifying(self, stage: Note) -> None:
         """Note on the ``classify`` stage what the models that classifiers asked have used, if there were any."""
@@ -242,6 +272,7 @@ class Draft:
             completion,
             tuple(self.attempts),
             tuple(self.classifier_calls),
+            self.denied,
         )
 
     def _record(self, status: Status, reason: Reason, completion: Completion | None) -> Record:
@@ -254,8 +285,9 @@ class Draft:
         waited = sum(chat.latency for chat in chats)
         verdict = next((attempt.verdict for attempt in reversed(attempts) if attempt.verdict), None)
         caller = self.task.caller
-        answered_by = last.rung.alias if last and last.accepted else None
-        served = self.hit.alias if status is Status.CACHED else answered_by
+        answered_by = last.rung.alias if last and status is Status.ANSWERED else None
+        cached = status in (Status.CACHED, Status.STALE)
+        served = self.hit.alias if cached else answered_by
         return Record(
             time=self._started,
             trace_id=f"{self.timeline.trace_id:032x}",
@@ -298,6 +330,15 @@ class Draft:
             fallback_reason=attempts[-2].reason.value if fell_back and attempts[-2].reason else None,
             attempts=tuple(_tried(attempt) for attempt in attempts),
             classifier_calls=tuple(_tried(call) for call in self.classifier_calls),
+            quota_scope=self.denied.limit.name if self.denied else None,
+            quota_headroom=self.denied.headroom if self.denied else None,
+            quota_action=self.limits_reached[-1][1] if self.limits_reached else None,
+            limits_reached=tuple(self.limits_reached),
+            underreserved=sum(call.underreserved for call in (*self.classifier_calls, *attempts)),
+            budget_remaining=_remaining(attempts),
+            turns_dropped=self.turns_dropped,
+            unvalidated=status is Status.ANSWERED and last is not None and not last.accepted,
+            cache_age=self.hit.age if cached else None,
             error_type=note.error_type,
             prompt=self.task.text if self.timeline.capture else None,
             answer=completion.text if self.timeline.capture and completion and "choices" in completion.body else None,
@@ -326,10 +367,26 @@ def _summed(attempts: list[Attempt]) -> tuple[Usage, int | None, Source]:
     return usage, nanos, source
 
 
+def _remaining(attempts: list[Attempt]) -> str | None:
+    """Return what the limit with the smallest share left has, as far as the last reservation knows."""
+    held = next((attempt.reservation for attempt in reversed(attempts) if attempt.reservation), None)
+    if held is None or not held.headroom:
+        return None
+    limit, left = min(held.headroom, key=lambda room: room.left / room.limit.amount if room.limit.amount else 0.0)
+    return f"{limit.told(left)}/{limit.period}"
+
+
+_ROUTES: Final = {
+    Status.CACHED: "cached",
+    Status.STALE: "cached",
+    Status.REFUSED: "refused",
+}
+
+
 def _route(status: Status, last: Attempt | None) -> str:
     if status is Status.ANSWERED and last is not None:
         return last.rung.role.value
-    return (status if status in (Status.CACHED, Status.REFUSED) else Status.FAILED).value
+    return _ROUTES.get(status, "failed")
 
 
 def _first_token_ms(root: Note, chats: list[Note]) -> float | None:

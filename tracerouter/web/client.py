@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aiohttp
@@ -12,8 +13,9 @@ from yarl import URL
 from tracerouter.errors import AnswerLost, BadRequest, CallerGone, ProviderError, RequestRejected, ServerFailed
 from tracerouter.providers import anthropic, openai
 from tracerouter.providers.http import Answer, EventParser, taken
+from tracerouter.providers.images import image_tokens
 from tracerouter.telemetry import fresh_id
-from tracerouter.tokens import count_request
+from tracerouter.tokens import count_request, gpt_image_tokens
 from tracerouter.types import Caller, Completion, Task, Usage
 from tracerouter.web import chat, errors, messages
 from tracerouter.web.events import ChatEvents, EventStream
@@ -45,6 +47,8 @@ class _Api(NamedTuple):
     read: Callable[[bytes, Meter], Completion]
     """Reads an answer of the API itself that came whole, as `stream` does one that arrives."""
     stream: Callable[[Meter], Stream]
+    image_tokens: Callable[..., int]
+    """Counts an image, by its part of a chat request and the model's name."""
 
 
 _CHAT = _Api(
@@ -55,6 +59,7 @@ _CHAT = _Api(
     errors.response,
     openai.plain,
     openai.Stream,
+    lambda part, model: gpt_image_tokens(part),  # noqa: ARG005 - one formula for all of them
 )
 _MESSAGES = _Api(
     "/v1/messages",
@@ -64,6 +69,7 @@ _MESSAGES = _Api(
     messages.refusal,
     anthropic.plain,
     anthropic.Stream,
+    image_tokens,
 )
 
 
@@ -260,7 +266,8 @@ class _Original:
         finally:
             use = meter.uses[-1]
             if legible and not use.refused and use.usage is None and use.begun is None:
-                meter.begun(Usage(count_request(self.asked)))
+                images = partial(self.api.image_tokens, model=str(self.asked.get("model")))
+                meter.begun(Usage(count_request(self.asked, images)))
 
     async def _passed_on(
         self, response: aiohttp.ClientResponse, opened: asyncio.Future[RoutedResponse], stream: Stream

@@ -58,9 +58,8 @@ def of_bad_request(error: BadRequest) -> Problem:
 
 def of_outcome(outcome: Outcome) -> Problem:
     """Tell why there is no answer: the last attempt's failure decides the status."""
-    if outcome.status is Status.REFUSED and not outcome.attempts:
-        status, message = _REFUSED.get(outcome.reason, (503, "no model is left that may serve this request"))
-        return Problem(status, message, outcome.reason)
+    if outcome.status is Status.REFUSED and (outcome.denied is not None or not outcome.attempts):
+        return _refused(outcome)
     tried = ", ".join(f"{a.rung.alias}: {a.reason}" for a in outcome.attempts) or "none was tried"
     message = f"no model gave an acceptable answer ({tried})"
     last = outcome.attempts[-1] if outcome.attempts else None
@@ -74,6 +73,23 @@ def of_outcome(outcome: Outcome) -> Problem:
     if last.reason is Reason.CONTEXT_TOO_LONG:
         return Problem(400, message, "context_length_exceeded", "messages")
     return _failed(error, message, outcome.reason)
+
+
+def _refused(outcome: Outcome) -> Problem:
+    """Tell what does not let the request pass: a limit by its name, and when its period ends."""
+    denied = outcome.denied
+    if denied is None:
+        status, message = _REFUSED.get(outcome.reason, (503, "no model is left that may serve this request"))
+        return Problem(status, message, outcome.reason)
+    if denied.reason is Reason.LEDGER_UNAVAILABLE:
+        message = "limits can't be checked at the moment, and policy then serves no expensive model"
+        return Problem(503, message, denied.reason, retry_after=denied.retry_after)
+    limit = denied.limit
+    message = (
+        f"the limit {limit.name!r} has no room for this request: "
+        f"{limit.told(denied.left)} of {limit.told(limit.amount)} are left this {limit.period}"
+    )
+    return Problem(429, message, denied.reason, retry_after=denied.retry_after)
 
 
 def response(

@@ -14,11 +14,14 @@ from tests.integration.store.settler import entry
 ROOT = Path(__file__).parents[3]
 KILLS = 20
 
-Sums = tuple[int, int, int, int]
+Sums = tuple[int, int, int]
 """Nano-dollars, attempts, input and output tokens."""
 
-_OF_ENTRIES = "SELECT coalesce(sum(cost_nanos), 0), count(*), sum(input_tokens), sum(output_tokens) FROM entries"
-_OF_SPEND = "SELECT sum(cost_nanos), sum(requests), sum(input_tokens), sum(output_tokens) FROM spend"
+_OF_ENTRIES = "SELECT coalesce(sum(cost_nanos), 0), count(*), sum(input_tokens + output_tokens) FROM entries"
+_OF_ACCOUNTS = """
+SELECT sum(cost_nanos), sum(requests), sum(tokens) FROM accounts
+WHERE scope = 'tenant'
+"""
 
 
 def started(path: Path, name: str, count: int) -> subprocess.Popen[str]:
@@ -40,22 +43,22 @@ def booked(path: Path) -> tuple[list[str], Sums, Sums, str]:
     """Return the ids in the file, the sums of both tables, and what SQLite says of the file."""
     with closing(sqlite3.connect(path)) as file:
         ids = [request_id for (request_id,) in file.execute("SELECT request_id FROM entries")]
-        of_entries, of_spend = (file.execute(query).fetchone() for query in (_OF_ENTRIES, _OF_SPEND))
+        of_entries, of_accounts = (file.execute(query).fetchone() for query in (_OF_ENTRIES, _OF_ACCOUNTS))
         (state,) = file.execute("PRAGMA integrity_check").fetchone()
-    return ids, of_entries, of_spend, state
+    return ids, of_entries, of_accounts, state
 
 
 def test_what_was_settled_outlives_a_kill(tmp_path: Path) -> None:
-    """After twenty kills every id told stands in the file exactly once, and spend is the sum of the entries."""
+    """After twenty kills every id told stands in the file exactly once, and the accounts are the sum of the entries."""
     path = tmp_path / "store.db"
     told: list[str] = []
     for turn in range(KILLS):
         told += killed(started(path, f"turn{turn}", 1_000_000), after=1 + 40 * turn)
-        ids, of_entries, of_spend, state = booked(path)
+        ids, of_entries, of_accounts, state = booked(path)
         assert state == "ok"
         assert len(ids) == len(set(ids))
         assert set(told) <= set(ids)
-        assert of_spend == of_entries
+        assert of_accounts == of_entries
     assert len(told) > KILLS
 
 
@@ -68,14 +71,13 @@ def test_processes_lose_and_double_nothing(tmp_path: Path) -> None:
         out, _ = writer.communicate(timeout=60)
         assert writer.returncode == 0
         assert len(out.split()) == count
-    ids, of_entries, of_spend, state = booked(path)
+    ids, of_entries, of_accounts, state = booked(path)
     assert state == "ok"
     assert sorted(ids) == sorted(f"{name}-{number}" for name in ("one", "other") for number in range(count))
     made = [entry(request_id, int(request_id.split("-")[1])) for request_id in ids]
-    assert of_spend == of_entries
-    assert of_spend == (
+    assert of_accounts == of_entries
+    assert of_accounts == (
         sum(one.cost.nanos or 0 for one in made),
         len(made),
-        sum(one.usage.input for one in made if one.usage),
-        sum(one.usage.output for one in made if one.usage),
+        sum(one.spend.tokens for one in made),
     )

@@ -42,8 +42,8 @@ async def appended(store: SqliteStore, *rows: tuple[dict[str, Any], list[dict[st
     for row, stages in rows:
         assert decisions.append(row, stages) is True
     while store._offered or store._nudged:
-        await store.write("DELETE FROM meta WHERE name = 'nothing'", ())
-    await store.write("DELETE FROM meta WHERE name = 'nothing'", ())
+        await store.transact(lambda _: None)
+    await store.transact(lambda _: None)
     return decisions
 
 

@@ -7,6 +7,7 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from tests.unit.store.test_sqlite import does
 from tracerouter.store import SqliteStore
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ async def test_a_locked_file_holds_a_request_up_for_about_a_second(tmp_path: Pat
         other.execute("BEGIN IMMEDIATE")
         for name in ("a", "b", "c"):
             began = time.monotonic()
-            await store.write(INSERT, (name, b""))
+            await store.write(does((INSERT, (name, b""))))
             assert time.monotonic() - began < 2
         other.execute("ROLLBACK")
     store.close()
@@ -49,10 +50,10 @@ async def test_a_failing_disk_is_tried_at_its_own_pace(tmp_path: Path, monkeypat
         began = time.monotonic()
         number = 0
         while time.monotonic() - began < 1:
-            store.write(INSERT, (f"{number:05}", b""))
+            store.write(does((INSERT, (f"{number:05}", b""))))
             number += 1
             if number % 10 == 0:
-                await store.write(INSERT, (f"awaited {number}", b""))
+                await store.write(does((INSERT, (f"awaited {number}", b""))))
         assert tries < 10
     store.close()
     assert store.lost == 0

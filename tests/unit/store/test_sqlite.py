@@ -16,7 +16,7 @@ from tracerouter.errors import ConfigError
 from tracerouter.store import SqliteStore, sqlite
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 INSERT = "INSERT INTO meta VALUES (?, ?)"
@@ -35,6 +35,10 @@ def store(path: Path) -> Iterator[SqliteStore]:
     made.close()
 
 
+def does(one: tuple[str, tuple[Any, ...]]) -> Callable[[sqlite3.Connection], object]:
+    return lambda connection: connection.execute(*one)
+
+
 def row(name: str) -> tuple[str, tuple[Any, ...]]:
     return INSERT, (name, b"")
 
@@ -50,7 +54,7 @@ class Held:
     def __init__(self, store: SqliteStore) -> None:
         self.began, self._release = threading.Event(), threading.Event()
         store._writer.create_function("hold", 0, self._hold)
-        self.waiting = store.write("INSERT INTO meta SELECT 'held', hold()", ())
+        self.waiting = store.write(does(("INSERT INTO meta SELECT 'held', hold()", ())))
 
     def _hold(self) -> bytes:
         self.began.set()
@@ -76,7 +80,7 @@ def locked(path: Path) -> Iterator[sqlite3.Connection]:
 async def test_what_is_awaited_is_there_for_others(store: SqliteStore, path: Path) -> None:
     """When a write has been awaited another connection reads the row."""
     for number in range(5):
-        await store.write(*row(str(number)))
+        await store.write(does(row(str(number))))
         assert names(path) == [str(each) for each in range(number + 1)]
 
 
@@ -86,7 +90,7 @@ async def test_many_writes_are_one_commit(store: SqliteStore, path: Path) -> Non
     store._writer.set_trace_callback(lambda sql: began.append(sql) if sql.startswith("BEGIN") else None)
     async with Held(store):
         began.clear()
-        waiting = [store.write(*row(f"{number:03}")) for number in range(900)]
+        waiting = [store.write(does(row(f"{number:03}"))) for number in range(900)]
     await asyncio.gather(*waiting)
     assert began == ["BEGIN IMMEDIATE"]
     assert len(names(path)) == 901
@@ -105,15 +109,15 @@ async def test_offered_rows_are_one_commit(store: SqliteStore, path: Path) -> No
 
 async def test_a_commit_has_a_bound(store: SqliteStore, path: Path) -> None:
     """More rows than a commit takes are written in several, and none is left over."""
-    await asyncio.gather(*(store.write(*row(f"{number:05}")) for number in range(3500)))
+    await asyncio.gather(*(store.write(does(row(f"{number:05}"))) for number in range(3500)))
     assert len(names(path)) == 3500
 
 
 async def test_awaiting_is_not_needed(path: Path) -> None:
     """A write that nobody awaits, or whose caller went away, is written all the same."""
     store = SqliteStore(path)
-    store.write(*row("a"))
-    waiting = asyncio.ensure_future(store.write(*row("b")))
+    store.write(does(row("a")))
+    waiting = asyncio.ensure_future(store.write(does(row("b"))))
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -126,7 +130,7 @@ async def test_a_full_queue_drops_and_counts(store: SqliteStore, path: Path, mon
     monkeypatch.setattr(sqlite, "_DROPPABLE", 3)
     async with Held(store):
         taken = [store.offer(lambda name=name: row(name)) for name in "abcde"]  # type: ignore[misc]
-        must = store.write(*row("m"))
+        must = store.write(does(row("m")))
     await must
     assert taken == [True, True, True, False, False]
     store.close()
@@ -140,12 +144,12 @@ async def test_rows_that_must_not_be_lost_are_bounded_too(
     """What no memory is left for is counted as lost, and does not hold the request up."""
     monkeypatch.setattr(sqlite, "_UNWRITTEN", 2)
     async with Held(store):
-        kept = [store.write(*row(name)) for name in ("b", "c")]
-        await store.write(*row("d"))
+        kept = [store.write(does(row(name))) for name in ("b", "c")]
+        await store.write(does(row("d")))
         assert store.lost == 1
     await asyncio.gather(*kept)
     assert names(path) == ["b", "c", "held"]
-    await store.write(*row("e"))
+    await store.write(does(row("e")))
     assert store.lost == 1
 
 
@@ -153,7 +157,7 @@ async def test_rows_that_must_not_be_lost_are_bounded_too(
 async def test_closing_leaves_no_row_of_many(store: SqliteStore, path: Path, rows: int) -> None:
     """However many rows wait when the store is closed, each is written and each waiting caller is woken."""
     async with Held(store):
-        waiting = [store.write(*row(f"{number:04}")) for number in range(rows)]
+        waiting = [store.write(does(row(f"{number:04}"))) for number in range(rows)]
         closing_it = asyncio.create_task(asyncio.to_thread(store.close))
     await asyncio.wait_for(asyncio.gather(*waiting), 10)
     await closing_it
@@ -169,12 +173,16 @@ async def test_a_bad_row_takes_no_other_with_it(
         msg = "secret prompt"
         raise ValueError(msg)
 
-    waiting = [store.write(*row("a"))]
+    waiting = [store.write(does(row("a")))]
     store.offer(broken)
-    waiting += [store.write(*row("b")), store.write(INSERT, ("secret prompt", None)), store.write(*row("a"))]
+    waiting += [
+        store.write(does(row("b"))),
+        store.write(does((INSERT, ("secret prompt", None)))),
+        store.write(does(row("a"))),
+    ]
     store.offer(lambda: (INSERT, ("c", 1 << 70)))
     store.offer(lambda: row("d"))
-    waiting.append(store.write(*row("e")))
+    waiting.append(store.write(does(row("e"))))
     await asyncio.gather(*waiting)
     store.close()
     assert names(path) == ["a", "b", "d", "e"]
@@ -197,10 +205,10 @@ async def test_a_locked_file_delays_and_loses_nothing_that_matters(
         store.offer(lambda: row("droppable"))
         while not store.dropped or len(turns) < 3:
             turns.append(f"a{len(turns):03}")
-            await store.write(*row(turns[-1]))
+            await store.write(does(row(turns[-1])))
         assert names(path) == []
         other.execute("COMMIT")
-    await store.write(*row("b"))
+    await store.write(does(row("b")))
     assert names(path) == [*turns, "b"]
     store.close()
     assert (store.dropped, store.lost) == (1, 0)
@@ -214,10 +222,10 @@ async def test_a_locked_file_delays_and_loses_nothing_that_matters(
 async def test_a_bad_row_in_a_locked_file_loses_nothing_either(store: SqliteStore, path: Path) -> None:
     """A bad row and a lock at once: the rows that must not be lost still wait for the lock to end."""
     with locked(path) as other:
-        await asyncio.gather(*(store.write(*each) for each in (row("a"), (INSERT, ("bad", None)), row("b"))))
+        await asyncio.gather(*(store.write(does(each)) for each in (row("a"), (INSERT, ("bad", None)), row("b"))))
         assert names(path) == []
         other.execute("COMMIT")
-    await store.write(*row("c"))
+    await store.write(does(row("c")))
     assert names(path) == ["a", "b", "c"]
     assert store.lost == 1
 
@@ -228,7 +236,7 @@ async def test_a_bad_row_costs_its_neighbours_no_commit_of_their_own(store: Sqli
     store._writer.set_trace_callback(lambda sql: began.append(sql) if sql.startswith("BEGIN") else None)
     async with Held(store):
         began.clear()
-        waiting = [store.write(*each) for each in (row("a"), (INSERT, ("bad", None)), row("b"))]
+        waiting = [store.write(does(each)) for each in (row("a"), (INSERT, ("bad", None)), row("b"))]
     await asyncio.gather(*waiting)
     assert began == ["BEGIN IMMEDIATE"]
     assert names(path) == ["a", "b", "held"]
@@ -238,7 +246,7 @@ async def test_closing_writes_what_is_queued(path: Path) -> None:
     """``close`` returns when all that was queued is in the file."""
     store = SqliteStore(path)
     for number in range(2500):
-        store.write(*row(f"m{number}"))
+        store.write(does(row(f"m{number}")))
         store.offer(lambda number=number: row(f"o{number}"))  # type: ignore[misc]
     store.close()
     assert len(names(path)) == 5000
@@ -251,7 +259,7 @@ async def test_a_store_that_is_closed_takes_nothing_and_holds_nobody_up(path: Pa
     store = SqliteStore(path)
     store.close()
     store.close()
-    await asyncio.wait_for(store.write(*row("late")), 5)
+    await asyncio.wait_for(store.write(does(row("late"))), 5)
     assert store.offer(lambda: row("later")) is False
     assert (store.lost, store.dropped) == (1, 1)
     assert names(path) == []
@@ -260,7 +268,7 @@ async def test_a_store_that_is_closed_takes_nothing_and_holds_nobody_up(path: Pa
 async def test_closing_a_locked_file_gives_up_and_counts(store: SqliteStore, path: Path) -> None:
     """A file that stays locked does not keep the process from ending; what is lost so is counted."""
     with locked(path):
-        await store.write(*row("a"))
+        await store.write(does(row("a")))
         store.offer(lambda: row("b"))
         store.close()
         assert not store._thread.is_alive()
@@ -297,7 +305,7 @@ def test_a_newer_versions_file_is_refused(path: Path) -> None:
 async def test_a_file_is_used_again(path: Path) -> None:
     """What one store wrote the next one reads."""
     store = SqliteStore(str(path))
-    await store.write(*row("a"))
+    await store.write(does(row("a")))
     secret = store.secret()
     store.close()
     again = SqliteStore(path)
@@ -340,7 +348,7 @@ def test_two_files_have_two_secrets(tmp_path: Path) -> None:
 async def test_memory_is_a_store_of_its_own() -> None:
     """``:memory:`` keeps what is written, apart from every other store in memory."""
     one, other = SqliteStore(":memory:"), SqliteStore(":memory:")
-    await one.write(*row("a"))
+    await one.write(does(row("a")))
     assert one.read("SELECT name FROM meta") == [("a",)]
     assert other.read("SELECT name FROM meta") == []
     assert one.secret() == one.secret() != other.secret()
@@ -363,7 +371,7 @@ async def test_reading_while_writing(path: Path, where: str) -> None:
     async def writing() -> None:
         for number in range(300):
             store.offer(lambda number=number: row(f"o{number}"))  # type: ignore[misc]
-            await store.write(*row(f"m{number}"))
+            await store.write(does(row(f"m{number}")))
 
     await asyncio.gather(writing(), *readers)
     store.close()

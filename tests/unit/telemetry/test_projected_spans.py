@@ -205,8 +205,8 @@ def test_every_note_is_closed_whatever_happens(seen: Seen) -> None:
 def test_names_and_types_are_those_of_the_table() -> None:
     """The table of attributes names each once a kind of span, and every route fact has a place in it."""
     assert set(projections.SPAN_ATTRIBUTES) == {
-        "server", "route", "cache", "classify", "cheap", "expensive", "fallback", "validate", "chat",
-        "embeddings",
+        "server", "route", "cache", "classify", "cheap", "expensive", "fallback", "quota", "validate",
+        "chat", "embeddings",
     }  # fmt: skip
     for kind in projections.SPAN_ATTRIBUTES:
         assert names.ERROR_TYPE in projections.SPAN_ATTRIBUTES[kind]

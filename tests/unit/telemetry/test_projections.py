@@ -70,9 +70,9 @@ def test_every_name_is_given_once() -> None:
 
 
 def test_the_response_headers_are_those_that_are_promised() -> None:
-    """The headers are design.md's, those built today."""
+    """The headers are design.md's."""
     told = {name for name, _ in projections._HEADERS}
-    promised = ("route", "reason", "model", "policy", "cost", "cache", "attempts")
+    promised = ("route", "reason", "model", "policy", "cost", "cache", "attempts", "budget-remaining")
     assert told == {"x-request-id", *(f"x-tracerouter-{name}" for name in promised)}
 
 
@@ -81,9 +81,9 @@ PROMISED = {
     "reason", "policy", "arm", "requested_model", "served_model", "provider", "prompt_hash", "prompt_tokens",
     "completion_tokens", "cached_tokens", "cost", "cost_source", "baseline_cost", "latency_ms", "overhead_ms",
     "first_token_ms", "cache_key_hash", "cache_status", "validation_status", "validation_failures", "attempts",
-    "error_type",
+    "quota_scope", "quota_headroom", "quota_action", "error_type",
 }  # fmt: skip
-"""Design.md, "Promises: the record", less quotas."""
+"""Design.md, "Promises: the record"."""
 
 
 def test_the_record_holds_what_is_promised() -> None:
