@@ -90,6 +90,7 @@ class Router:
         quotas: How callers stand against the policy's limits, for who asks.
         telemetry: Where traces, metrics and records go. By default nowhere.
         timeout: Seconds from the start of ``route`` to the deadline, where the task names none.
+        write_timeout: Seconds after which the doors over HTTP give up on who takes nothing of a stream.
         starting: Loads what the first request would have to wait for.
         closing: Frees what the rooms hold, when the router is closed.
 
@@ -109,6 +110,7 @@ class Router:
         quotas: QuotaState | None = None,
         telemetry: Telemetry | None = None,
         timeout: float = 60.0,
+        write_timeout: float = 60.0,
         starting: Callable[[], Awaitable[None]] | None = None,
         closing: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
@@ -120,6 +122,7 @@ class Router:
                 raise ConfigError(msg)
         self.policy = policy
         self.telemetry = telemetry or Telemetry()
+        self.write_timeout = write_timeout
         self._classifier = classifier
         self._checks = checks
         self._cache = cache if policy.caches else None

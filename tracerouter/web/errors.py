@@ -92,8 +92,10 @@ def _refused(outcome: Outcome) -> Problem:
     return Problem(429, message, denied.reason, retry_after=denied.retry_after)
 
 
-def response(problem: Problem, request_id: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    """Make the error answer; it says which request id to quote."""
+def response(
+    problem: Problem, request_id: str, headers: Mapping[str, str] | None = None, written: bytes | None = None
+) -> web.Response:
+    """Make the error answer; it says which request id to quote. `written` is its body, by default as OpenAI's."""
     log.warning("request %s answered %d: %s", request_id, problem.status, problem.code)
     told = dict(headers or {})
     told["x-request-id"] = request_id
@@ -102,9 +104,8 @@ def response(problem: Problem, request_id: str, headers: Mapping[str, str] | Non
         told["retry-after"] = str(max(1, ceil(problem.retry_after)))
     if problem.status == 401:  # noqa: PLR2004 - HTTP's own number
         told["www-authenticate"] = "Bearer"
-    return web.Response(
-        body=body(problem, request_id), status=problem.status, headers=told, content_type="application/json"
-    )
+    written = written or body(problem, request_id)
+    return web.Response(body=written, status=problem.status, headers=told, content_type="application/json")
 
 
 def body(problem: Problem, request_id: str) -> bytes:
