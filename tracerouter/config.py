@@ -323,6 +323,7 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
     policy.check_aliases(settings.models)
     keys = Keys.load(settings.keys, folder) if settings.keys and serves else None
     checks = Checks(policy.validators, policy.schemas)
+    endpoint = _endpoint(settings.telemetry)
     session = _Session()
 
     async def ask(alias: str, body: Mapping[str, Any], timeout: float) -> Completion:  # noqa: ASYNC109 - of many rooms
@@ -337,7 +338,7 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
     risks = RiskClassifier(Chain(classifiers), policy.risks)
     store = SqliteStore(store_path(settings.store, folder))
     ledger = SqliteLedger(store, policy.timezone)
-    telemetry = _telemetry(settings.telemetry, policy, store, host)
+    telemetry = _telemetry(settings.telemetry, endpoint, policy, store, host)
     quotas = QuotaState(ledger, policy, keys or ())
     telemetry.instruments.tenant_spend.read = quotas.spend
     telemetry.instruments.budget_limit.read = quotas.budgets
@@ -480,7 +481,9 @@ def _classifier(found: object, policy: Policy, folder: Path, ask: Ask) -> Classi
     return made
 
 
-def _telemetry(found: TelemetryOf, policy: Policy, store: SqliteStore, host: Mapping[str, Any]) -> Telemetry:
+def _telemetry(
+    found: TelemetryOf, endpoint: str | None, policy: Policy, store: SqliteStore, host: Mapping[str, Any]
+) -> Telemetry:
     keep = Keep(found.keep.share, found.keep.slow, found.keep.dear, found.keep.parent)
     facts: dict[str, Any] = {
         "keep": keep,
@@ -491,7 +494,6 @@ def _telemetry(found: TelemetryOf, policy: Policy, store: SqliteStore, host: Map
         "delay": TELEMETRY_DELAY,
         **{name: value for name, value in host.items() if value},
     }
-    endpoint = _endpoint(found)
     if endpoint:
         return over_otlp(endpoint, metric_interval=found.metric_interval, **facts)
     if found.console:

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 
 class Provider(Protocol):
-    """Speaks to one kind of model. One that can embed too says so: ``operations = ("chat", "embeddings")``."""
+    """Speaks to one kind of model.
+
+    It may say more of itself: ``operations = ("chat", "embeddings")`` if it can embed too, ``max_choices = 1`` if it
+    gives no more than one answer a request (``n``), and ``image_tokens(part, model)`` if its images do not count as
+    OpenAI's.
+    """
 
     async def complete(self, call: Call, meter: Meter, sink: Sink | None) -> Completion:
         """Ask the model once.

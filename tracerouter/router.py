@@ -161,7 +161,7 @@ class Router:
                 return await self._answer(Status.CACHED, Reason.CACHE_HIT, hit.completion, tap, draft)
             classification = await self._classify(task, deadline, draft)
             decision = self._decide(task, classification, ladder, pinned, draft)
-            validators = self._checks.of(task, decision.rules)
+            validators = self._checks.of(task, decision.rules, streamed=sink is not None)
             rungs, escalation = [*decision.rungs], None
             while rungs:
                 rung = rungs.pop(0)
@@ -321,21 +321,24 @@ class Router:
         Raises:
             BadRequest: There are some, and none of them can.
         """
-        too_many, images = task.choices > self.policy.max_choices, task.has_images
-        if not (too_many or images):
-            return aliases
-        able = tuple(
-            alias
-            for alias in aliases
-            if alias in self._handlers or not (too_many or (images and not self.models[alias].vision))
-        )
-        if aliases and not able and too_many:
-            msg = f"`n` must be a whole number from 1 to {self.policy.max_choices}, not {task.choices}"
-            raise BadRequest(msg, "n")
-        if aliases and not able:
-            msg = "`messages` hold an image, and no model that may answer them takes images"
-            raise BadRequest(msg, "messages")
-        return able
+        asked = task.choices
+        if asked > 1:
+            most = {alias: min(self.models[alias].max_choices, self.policy.max_choices) for alias in aliases}
+            able = tuple(alias for alias in aliases if alias in self._handlers or asked <= most[alias])
+            if aliases and not able:
+                allowed = max(most.values())
+                why = "" if allowed == self.policy.max_choices else "; no model that may answer gives more answers"
+                msg = f"`n` must be {f'a whole number from 1 to {allowed}' if allowed > 1 else 1}, not {asked}{why}"
+                raise BadRequest(msg, "n")
+            aliases = able
+        if task.has_images:
+            able = tuple(alias for alias in aliases if alias in self._handlers or self.models[alias].vision)
+            if aliases and not able:
+                too = f" and gives {asked} answers (`n`)" if asked > 1 else ""
+                msg = f"`messages` hold an image, and no model that may answer them takes images{too}"
+                raise BadRequest(msg, "messages")
+            aliases = able
+        return aliases
 
     def _draft(self, task: Task, ladder: Sequence[str]) -> Draft:
         top = self.models[ladder[-1]].price if ladder else None

@@ -215,6 +215,11 @@ class Task:
         return (self.body.get("response_format") or {}).get("type") == "json_object"
 
     @property
+    def tools(self) -> list[dict[str, Any]]:
+        """The tools that the model may call."""
+        return self.body.get("tools") or []
+
+    @property
     def has_images(self) -> bool:
         """Whether a message holds an image."""
         parts = (

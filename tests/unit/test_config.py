@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tracerouter.protocols import Sink
+    from tracerouter.router import Router
     from tracerouter.types import Call, Meter
 
 SECRET = "sk-do-not-show-me-ever"
@@ -67,6 +69,13 @@ def error_of(path: Path) -> str:
     return str(raised.value).replace(str(path), "tracerouter.yaml")
 
 
+async def close(router: Router) -> None:
+    """Close it without the collector that it names, which does not run here."""
+    for exporter in router.telemetry.exporters:
+        exporter.shutdown()
+    await router.close()
+
+
 async def test_the_readme_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The two files of the README are files that work."""
     blocks = re.findall(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL)
@@ -100,9 +109,7 @@ async def test_the_readme_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (house.limit_field, house.address, house.port) == ("max_tokens", "127.0.0.1", 8000)
     assert house.price == Price(100_000_000, 200_000_000, 100_000_000)
     assert (built.router.telemetry.keep.share, built.router.telemetry.keep.slow) == (0.05, 5.0)
-    built.router.telemetry.span_processors = ()  # the collector that it names does not run here
-    built.router.telemetry.meter_provider = built.router.telemetry.log_provider = None
-    await built.router.close()
+    await close(built.router)
 
 
 @pytest.mark.parametrize("name", ["demo.yaml", "openai.yaml"])
@@ -414,14 +421,17 @@ async def test_telemetry_is_set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert quiet.router.telemetry.hash_users
     await quiet.router.close()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
-    told = config.load(write(tmp_path)).router.telemetry
-    assert told.traces is not None
-    assert told.meter_provider is not None
+    told = config.load(write(tmp_path)).router
+    assert told.telemetry.traces is not None
+    assert told.telemetry.meter_provider is not None
+    await close(told)
 
 
 @pytest.mark.parametrize("wrong", ["collector", "127.0.0.1:4318", "ftp://collector:21", "http://:4318", "http://c:no"])
 def test_a_wrong_variable_is_named(wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An address in OpenTelemetry's variable that can't be one is an error at start that names the variable."""
+    """An address in OpenTelemetry's variable that can't be one is an error at start, before anything is opened."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", wrong)
+    before = {*threading.enumerate()}
     with pytest.raises(ConfigError, match=r"OTEL_EXPORTER_OTLP_ENDPOINT: found .*such as http://127.0.0.1:4318"):
         config.load(write(tmp_path))
+    assert not [thread for thread in {*threading.enumerate()} - before if thread.name == "tracerouter-store"]

@@ -55,7 +55,8 @@ async def test_every_validator() -> None:
     rules = policy.default.rules
     named = [one if isinstance(one, str) else one.validator for one in rules.validate]
     assert {*named} == {*BUILT_IN, "pydantic", "language", "length", "matches", "forbids", "my.module:total_adds_up"}
-    made = {one.name: one for one in Checks(policy.validators).of(Task.chat("x"), rules)}
+    calling = Task.parse({**Task.chat("x").body, "tools": [{"type": "function", "function": {"name": "f"}}]})
+    made = {one.name: one for one in Checks(policy.validators).of(calling, rules)}
     assert [*made] == named
     order = Completion.of('{"prices": [1, 2], "total": 4}', model="m")
     for name in ("pydantic", "my.module:total_adds_up"):

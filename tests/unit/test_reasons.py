@@ -13,7 +13,9 @@ from tracerouter.classifiers import Chain, RiskClassifier
 from tracerouter.errors import BadRequest
 from tracerouter.policy import Policy, PolicyFile
 from tracerouter.providers import Simulated, SimulatedProvider
-from tracerouter.types import Caller, Classification, Outcome, Reason, Status, Task
+from tracerouter.quota import SqliteLedger
+from tracerouter.store import SqliteStore
+from tracerouter.types import Caller, Classification, Freshness, Outcome, Reason, Status, Task
 from tracerouter.validators import Checks
 
 if TYPE_CHECKING:
@@ -124,7 +126,21 @@ async def ended() -> Rig:
     return with_models
 
 
-DRIVES: list[Callable[[], Awaitable[Rig]]] = [confident, thresholds, rules, unsupported, rejected, lost, ended]
+async def limits() -> Rig:
+    store = SqliteStore(":memory:")
+    quota = {"per": "tenant", "limit": "1 requests/day", "then": ["stale"]}
+    cache = OutputCache(BoundedMemoryCache())
+    with_models = rig("fine", policy={"quotas": [quota]}, ledger=SqliteLedger(store), cache=cache)
+    old = Task.chat("hello", freshness=Freshness(max_age=0))
+    await routed(with_models, Task.chat("hello"), old, Task.chat("hi"))
+    store.close()
+    closed = rig("fine", policy={"quotas": [quota]}, ledger=SqliteLedger(store))
+    await routed(closed, Task.chat("hello", hint="sql"), Task.chat("hello", model="large"))
+    with_models.rows.rows += closed.rows.rows
+    return with_models
+
+
+DRIVES: list[Callable[[], Awaitable[Rig]]] = [confident, thresholds, rules, unsupported, rejected, lost, ended, limits]
 
 
 @pytest.fixture
@@ -148,8 +164,8 @@ async def test_codes_agree_within_a_row(rows: list[dict[str, Any]]) -> None:
         if row["outcome"] == "answered" and "fallback_reason" in row:
             assert row["route"] == "fallback"
             assert row["reason"] == row["fallback_reason"] == row["attempts"][-2]["failure"]
-        if row["outcome"] in ("refused", "cached"):
-            assert row["route"] == row["outcome"]
+        if row["outcome"] in ("refused", "cached", "stale"):
+            assert row["route"] == {"stale": "cached"}.get(row["outcome"], row["outcome"])
             assert row["attempt_count"] == 0
             assert row["cost"] == 0
         assert (

@@ -501,11 +501,45 @@ async def test_n_has_a_bound() -> None:
     with_models = rig("fine", policy={"max_choices": 2})
     assert (await with_models.router.route(Task.chat("hi", handler=None))).status is Status.ANSWERED
     many = {"n": 3, "messages": [{"role": "user", "content": "hi"}]}
-    with pytest.raises(BadRequest, match="`n` must be a whole number from 1 to 2, not 3"):
+    with pytest.raises(BadRequest, match=r"`n` must be a whole number from 1 to 2, not 3$"):
         await with_models.router.route(Task.parse(many))
     assert len(with_models.books.entries) == 1
     outcome = await with_models.router.route(Task.parse(many, handler=service))
     assert (outcome.reason, [one.rung.alias for one in outcome.attempts]) == (Reason.UNSUPPORTED, ["handler"])
+
+
+def single(with_models: Rig, *aliases: str) -> Rig:
+    """Let the providers of these models give one answer a request."""
+    for alias in aliases:
+        provider: Any = with_models.router.models[alias].provider
+        provider.max_choices = 1
+    return with_models
+
+
+async def test_n_starts_at_the_first_rung_that_gives_so_many() -> None:
+    """A model of one answer a request is passed over beforehand; where none is left it is a 400 that costs nothing."""
+    many = Task.parse({"n": 2, "messages": [{"role": "user", "content": "hi"}]})
+    with_models = single(rig("fine"), "small")
+    outcome = await with_models.router.route(many)
+    assert (outcome.reason, [one.rung.alias for one in outcome.attempts]) == (Reason.UNSUPPORTED, ["large"])
+    assert with_models.small.calls == []
+    last = single(rig("", "fine"), "large")
+    assert [one.rung.alias for one in (await last.router.route(many)).attempts] == ["small"]
+    nobody = single(rig("fine"), "small", "large")
+    for model in ("auto", "small"):
+        with pytest.raises(BadRequest, match="`n` must be 1, not 2; no model that may answer gives more") as raised:
+            await nobody.router.route(Task.parse({**many.body, "model": model}))
+        assert raised.value.param == "n"
+    assert not nobody.books.entries
+    assert (await nobody.router.route(Task.parse({**many.body, "n": 1}))).status is Status.ANSWERED
+
+
+async def test_a_rung_must_take_all_that_is_asked() -> None:
+    """Where one model takes images, and another gives several answers, a request for both is told so."""
+    torn = single(blind(rig("fine"), "small"), "large")
+    with pytest.raises(BadRequest, match="no model that may answer them takes images and gives 2 answers") as raised:
+        await torn.router.route(Task.parse({**LOOK, "n": 2}))
+    assert raised.value.param == "messages"
 
 
 async def test_a_ladders_name_pins() -> None:

@@ -193,11 +193,17 @@ def _sentence(path: Path, written: Any, lines: dict[tuple[Any, ...], int], probl
     return f"{path}:{lines.get(where, 1)}: {name or 'the file'}: {what}"
 
 
+_WHOLE_SENTENCES = frozenset(
+    {"unknown_key", "not_a_mapping", "duration", "not_yet", "not_known", "twice", "pattern", "limit", "zone", "order"}
+)
+"""Errors of ours that say what was found."""
+
+
 def _what(problem: dict[str, Any], context: dict[str, Any], found: str) -> str:
     kind, message = problem["type"], str(problem["msg"])
     if kind == "missing":
         return "is missing"
-    if kind in {"unknown_key", "not_a_mapping", "duration", "not_yet", "not_known", "twice", "pattern"}:
+    if kind in _WHOLE_SENTENCES:
         return message.replace(str(context["found"]), found) if "found" in context else message
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", str(context.get("expected", "")))

@@ -11,6 +11,7 @@ import orjson
 
 from tracerouter.errors import AnswerLost, RequestRejected
 from tracerouter.providers.http import Answer, Events, are_counts, are_objects, decoded, demand, posted
+from tracerouter.providers.images import image_tokens
 from tracerouter.providers.messages import translated
 from tracerouter.types import Completion, Usage
 
@@ -47,6 +48,9 @@ class AnthropicProvider:
         api_key: Sent as ``x-api-key``. None: no key is sent.
         session: Returns the HTTP session to use. It is not closed here.
     """
+
+    max_choices = 1
+    image_tokens = staticmethod(image_tokens)
 
     def __init__(self, base_url: str, api_key: str | None, session: Callable[[], aiohttp.ClientSession]) -> None:
         self._url = f"{base_url.rstrip('/')}/v1/messages"
@@ -147,19 +151,19 @@ def _whole(told: Mapping[str, Any]) -> _Block:
 
 
 async def _streamed(answer: Answer, answer_tool: str | None, meter: Meter, sink: Sink) -> Completion:
-    stream = _Stream(answer_tool, meter)
+    stream, ended = _Stream(answer_tool, meter), False
     async for data in Events(answer):
         event = decoded(data)
         if event.get("type") == "message_stop":
-            stream.ended = True
+            ended = True
             break
         for delta in stream.take(event):
             if meter.first_chunk_ns is None:
                 meter.first_chunk_ns = time.perf_counter_ns()
                 delta["role"] = "assistant"
             choice = {"index": 0, "delta": delta, "finish_reason": None}
-            await sink({**stream.identity, "object": "chat.completion.chunk", "choices": [choice]})
-    if not stream.ended and stream.message.get("stop_reason") is None:
+            await sink({**_identity(stream.message), "object": "chat.completion.chunk", "choices": [choice]})
+    if not ended and stream.message.get("stop_reason") is None:
         msg = "the stream ended before the answer did"
         raise AnswerLost(msg)
     await answer.drain()
@@ -176,11 +180,6 @@ class _Stream:
         self.message: dict[str, Any] = {}
         self.blocks: dict[int, _Block] = {}
         self.usage: dict[str, Any] = {}
-        self.ended = False
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return _identity(self.message)
 
     def take(self, event: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Take an event; return what it adds to the answer, as OpenAI's deltas. Unknown events are no mistake."""

@@ -77,9 +77,8 @@ def translated(body: Mapping[str, Any], turned_down: Collection[str] = ()) -> Tr
         named = wanted["json_schema"]
         schema = named.get("schema") or {}
         if tools or schema.get("type") != "object" or "tool_choice" in turned_down:
-            system.append(
-                _text(f"{_JSON.format('value')} It must be valid against this JSON Schema:\n{_written(schema)}")
-            )
+            written = orjson.dumps(schema).decode()
+            system.append(_text(f"{_JSON.format('value')} It must be valid against this JSON Schema:\n{written}"))
         else:
             name = named.get("name")
             answer_tool = name if isinstance(name, str) and _TOOL_NAME.fullmatch(name) else "answer"
@@ -223,10 +222,6 @@ def _stops(asked: object) -> list[str]:
 def _metadata(body: Mapping[str, Any]) -> dict[str, str] | None:
     user = body.get("safety_identifier") or body.get("user")
     return {"user_id": _string(user, "user")} if user else None
-
-
-def _written(schema: Mapping[str, Any]) -> str:
-    return orjson.dumps(schema).decode()
 
 
 def _text(text: str) -> Block:

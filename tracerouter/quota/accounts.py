@@ -7,6 +7,7 @@ way around a limit.
 
 from __future__ import annotations
 
+from calendar import monthrange
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -51,6 +52,12 @@ class Calendar:
         """Return the day of `at` (Unix seconds), such as ``2026-11-24``."""
         return _day(int(at // _QUARTER), self._zone)
 
+    def days(self, period: str) -> list[str]:
+        """Return the days of a period: itself, or each of a month."""
+        if len(period) > len("2026-11"):
+            return [period]
+        return [f"{period}-{day:02}" for day in range(1, monthrange(int(period[:4]), int(period[5:]))[1] + 1)]
+
     def period(self, name: str, at: float) -> str:
         """Return the ``day`` or ``month`` of `at`."""
         day = self.day(at)
@@ -65,13 +72,17 @@ class Calendar:
     def accounts(self, caller: Caller, role: Role, at: float) -> list[Account]:
         """Return every account on which an attempt of `caller` in `role`, begun `at`, is booked."""
         day = self.day(at)
-        scopes = ("tenant", scope("team", caller), scope("user", caller))
         roles = (ALL, role.value, *((Role.EXPENSIVE.value,) if role is Role.FALLBACK else ()))
-        return [Account(period, who, what) for period in (day, day[:7]) for who in scopes for what in roles]
+        return [Account(period, who, what) for period in (day, day[:7]) for who in scopes(caller) for what in roles]
 
     def account(self, limit: Limit, caller: Caller, at: float) -> Account:
         """Return the account that `limit` bounds."""
         return Account(self.period(limit.period, at), scope(limit.per, caller), limit.role.value if limit.role else ALL)
+
+
+def scopes(caller: Caller) -> tuple[str, str, str]:
+    """Return everybody's account that counts what `caller` spends."""
+    return "tenant", scope("team", caller), scope("user", caller)
 
 
 def scope(per: str, caller: Caller) -> str:

@@ -42,13 +42,14 @@ CREATE TABLE IF NOT EXISTS entries (
     PRIMARY KEY (id, attempt)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS accounts (
-    period TEXT NOT NULL, tenant TEXT NOT NULL, scope TEXT NOT NULL, role TEXT NOT NULL,
+    scope TEXT NOT NULL, day TEXT NOT NULL, tenant TEXT NOT NULL, role TEXT NOT NULL,
     cost_nanos INTEGER NOT NULL, requests INTEGER NOT NULL, tokens INTEGER NOT NULL,
     held_nanos INTEGER NOT NULL, held_requests INTEGER NOT NULL, held_tokens INTEGER NOT NULL,
-    PRIMARY KEY (period, tenant, scope, role)
+    PRIMARY KEY (scope, day, tenant, role)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS reservations (
-    id TEXT NOT NULL, attempt INTEGER NOT NULL, expires REAL NOT NULL, accounts TEXT NOT NULL,
+    id TEXT NOT NULL, attempt INTEGER NOT NULL, expires REAL NOT NULL,
+    day TEXT NOT NULL, tenant TEXT NOT NULL, team TEXT, user TEXT, role TEXT NOT NULL,
     cost_nanos INTEGER NOT NULL, requests INTEGER NOT NULL, tokens INTEGER NOT NULL,
     PRIMARY KEY (id, attempt)
 ) WITHOUT ROWID;
@@ -65,15 +66,12 @@ CREATE INDEX IF NOT EXISTS decisions_by_request ON decisions (request_id);
 
 _SUMS_OF_VERSION_1: Final = """
 INSERT INTO accounts
-SELECT period.value, tenant, scope.value, who.value,
+SELECT scope.value, day, tenant, role,
     sum(cost_nanos), sum(iif(role = 'classify', 0, requests)), sum(input_tokens + output_tokens), 0, 0, 0
-FROM spend,
-    json_each(json_array(day, substr(day, 1, 7))) AS period,
-    json_each(json_array('tenant', 'team:' || team, 'user:' || user)) AS scope,
-    json_each(iif(role = 'fallback', json_array('all', role, 'expensive'), json_array('all', role))) AS who
+FROM spend, json_each(json_array('tenant', 'team:' || team, 'user:' || user)) AS scope
 GROUP BY 1, 2, 3, 4
 """
-"""Version 1 kept sums by day alone, made by a trigger."""
+"""Version 1 summed by tenant, team, user and role together, in a trigger."""
 
 TICK: Final = 0.05
 """Seconds that a droppable row waits for others, about."""

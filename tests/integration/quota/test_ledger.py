@@ -132,7 +132,7 @@ async def test_each_scope_has_its_account(ledger: SqliteLedger) -> None:
         entry("e", 10_000, tenant="acme"),
     )
 
-    def cost(**scope: str) -> int:
+    def cost(**scope: Any) -> int:
         return spent(ledger, **scope).cost_nanos
 
     assert cost(tenant="acme") == 10_111

@@ -300,3 +300,37 @@ def test_a_schema_that_is_none_is_the_policys_mistake(tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text("ladder: [a]\ntasks: {x: {schema: s.json}}")
     with pytest.raises(ConfigError, match=r"`tasks\.x\.schema` is no JSON Schema"):
         Checks((), load(tmp_path / "policy.yaml").schemas)
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("{per: tenant, limit: 5 EUR/month}", "quotas.0.limit: found '5 EUR/month', but a limit such as 5 USD/month"),
+        ("{per: tenant, limit: 5.5 requests/day}", "quotas.0.limit: found '5.5 requests/day'"),
+        ("{per: tenant, limit: 5 USD/week}", "quotas.0.limit: found '5 USD/week'"),
+        ("{per: all, limit: 5 USD/day}", "quotas.0.per: "),
+        ("{limit: 5 USD/day}", "quotas.0.per: "),
+        ("{per: tenant, limit: 5 USD/day, role: expensiv}", "quotas.0.role: "),
+        ("{per: tenant, limit: 5 USD/day, then: [refuse, stale]}", "nothing comes after refuse"),
+        ("{per: tenant, limit: 5 USD/day, then: [stale, stale]}", "an action stands in it twice"),
+        ("{per: tenant, limit: 5 USD/day, then: []}", "quotas.0.then: "),
+        ("{per: tenant, limit: 5 USD/day, then: [downgrad]}", "quotas.0.then.0: "),
+        (
+            "{per: tenant, limit: 5 USD/day, tier: fre}",
+            "tier: 'fre' is none of the policy's `tiers` (did you mean 'free'?)",
+        ),
+        (
+            "{per: tenant, limit: 5 USD/day}\n  - {per: tenant, limit: 5 USD/day}",
+            "give one of them a `name` of its own",
+        ),
+    ],
+)
+def test_a_quota_that_is_wrong_says_how(tmp_path: Path, written: str, told: str) -> None:
+    """The entry, the field, what was found, and what belongs there."""
+    assert told in error_of(tmp_path, f"ladder: [a]\ntiers: {{free: {{}}}}\nquotas:\n  - {written}\n")
+
+
+def test_a_time_zone_that_is_none_says_so(tmp_path: Path) -> None:
+    """With the nearest right name."""
+    told = error_of(tmp_path, "ladder: [a]\ntimezone: Europe/Berlim\n")
+    assert "timezone: found 'Europe/Berlim', which is no time zone (did you mean 'Europe/Berlin'?)" in told
