@@ -63,6 +63,10 @@ OVERHEAD: Final = 0.1
 """Seconds."""
 LOST: Final = 0.05
 """The share of traces, log records or rows."""
+NEARLY: Final = 0.9
+"""The share of a budget from which it is nearly used up."""
+LIMITED: Final = 0.05
+"""The share of all requests that one limit refuses."""
 
 Phases = tuple[tuple[float, int], ...]
 """The life of a series, from 0 on: growth a minute, and for how many minutes."""
@@ -204,6 +208,7 @@ _PROVIDER_FAILED: Final = (
 _CHATS: Final = 'tracerouter_requests_total{task!="embeddings"}'
 _CLASSIFYING: Final = 'tracerouter_stage_duration_seconds_count{stage="classify", error_type!="cancelled"}'
 _PASSED_OVER: Final = 'tracerouter_stage_duration_seconds_count{stage="classify", error_type!~"|cancelled"}'
+_REFUSED_BY_LIMIT: Final = 'tracerouter_quota_decisions_total{action="refuse", scope!="ledger"}'
 _SPEND: Final = 'tracerouter_tenant_spend{period="day"}'
 _CALLS: Final = "gen_ai_client_operation_duration_seconds"
 _TOO_EARLY: Final = "otelcol_processor_tail_sampling_sampling_trace_dropped_too_early_total"
@@ -421,6 +426,21 @@ def _overheads(within: float, slower: float) -> dict[str, Phases]:
 def _costs(*phases: tuple[float, int]) -> dict[str, Phases]:
     """So many USD an hour, and for how many minutes."""
     return {'tracerouter_cost_total{model="large", role="expensive"}': tuple((usd / 60, for_) for usd, for_ in phases)}
+
+
+def _budget(usd: float, left: float, tenant: str = "acme") -> dict[str, Phases]:
+    """What a tenant may spend in a month, and what it has left."""
+    lives = {"limit": usd, "remaining": left}
+    return {
+        f'tracerouter_budget_{name}{{tenant="{tenant}", period="month"}}': ((amount, 1), (0, 59))
+        for name, amount in lives.items()
+    }
+
+
+def _limited(action: str, growth: float, minutes: int = 30, scope: str = "user 20 requests/day") -> dict[str, Phases]:
+    """Sixty requests a minute, of which a limit lets so many not pass."""
+    reached = f'tracerouter_quota_decisions_total{{scope="{scope}", action="{action}"}}'
+    return {_requests("cheap"): _after_calm(60, 60, minutes), reached: _after_calm(0, growth, minutes)}
 
 
 def _up(*phases: tuple[float, int]) -> dict[str, Phases]:
@@ -1155,6 +1175,77 @@ ALERTS: Final[tuple[Alert, ...]] = (
                 }
                 | _up((0, 199)),
             ),
+        ),
+    ),
+    Alert(
+        name="BudgetExhaustion",
+        severity="ticket",
+        expr={
+            "nearly_used_up": "(1 - max by (tenant, period) (tracerouter_budget_remaining) "
+            f"/ (max by (tenant, period) (tracerouter_budget_limit) >= {USD})) > {NEARLY}",
+            "refused": f"{_grown(_REFUSED_BY_LIMIT, '10m', 'scope')} "
+            f"/ on () group_left () tracerouter:requests:10m > {LIMITED} {_REQUESTS_NOW}",
+        },
+        hold="{10m}",
+        summary="Limits on spend are reached: {{ $labels.sign }}",
+        description="{{ $labels.sign }}: {{ $value | humanizePercentage }}{{ with $labels.tenant }} of the budget of "
+        "tenant {{ . }}{{ end }}{{ with $labels.period }} for the {{ . }}{{ end }}{{ with $labels.scope }} of all "
+        "requests, by the limit {{ . }}{{ end }}.",
+        meaning="A tenant has less than a tenth of its budget left (`nearly_used_up`), or one limit refuses more than "
+        "one request in twenty (`refused`): those users get the status 429. Policy wants it so; whether it is a "
+        "runaway job or growth is for a person to say. It ends by itself with the day or month.",
+        panel=("cost-tenants", "Used and refused"),
+        query="sum by (scope, action) (increase(tracerouter_quota_decisions_total[{1h}]))",
+        confine=(
+            Change(
+                "If the spend is wanted, raise the limit. `quotas` is a list: leave the other ones in it.",
+                {"quotas": [{"per": "tenant", "limit": "500 USD/month", "then": ["downgrade", "stale", "refuse"]}]},
+            ),
+            Change(
+                "Or limit the expensive models alone, so that cheap answers go on.",
+                {
+                    "quotas": [
+                        {
+                            "per": "tenant",
+                            "role": "expensive",
+                            "limit": "50 USD/month",
+                            "then": ["downgrade", "stale", "refuse"],
+                            "fallback": "accept",
+                        }
+                    ]
+                },
+            ),
+            Command(
+                "If it is not wanted, see which user or team it is, and withdraw its key.",
+                "tracerouter quota --config tracerouter.yaml --tenant acme --user ann",
+            ),
+        ),
+        then="`tracerouter trace --last budget_exhausted`: the `quota` span names the limit, what it had left and each "
+        'action that was tried. CostBurnTenant at the same time: a runaway job. The panel "Calls that cost more than '
+        'was held" above zero: a limit can be passed by those.',
+        fires=(
+            Case(
+                "a tenant has used 95 of 100 USD",
+                _budget(100, 5),
+                {"sign": "nearly_used_up", "tenant": "acme", "period": "month"},
+            ),
+            Case(
+                "a tenant has used all",
+                _budget(100, 0) | _budget(100, 60, "globex"),
+                {"sign": "nearly_used_up", "tenant": "acme", "period": "month"},
+            ),
+            Case(
+                "a limit refuses one request in ten",
+                _limited("refuse", 6),
+                {"sign": "refused", "scope": "user 20 requests/day"},
+            ),
+        ),
+        silent=(
+            Case("a tenant has used 85 of 100 USD", _budget(100, 15)),
+            Case("a limit refuses one request in fifty", _limited("refuse", 1.2)),
+            Case("a limit refuses one request in ten for five minutes", _limited("refuse", 6, 5)),
+            Case("a limit sends one request in ten to the cheap model", _limited("downgrade", 6)),
+            Case("no limit can be checked", _limited("refuse", 30, scope="ledger")),
         ),
     ),
 )

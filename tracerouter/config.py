@@ -342,7 +342,7 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
     store = SqliteStore(store_path(settings.store, folder))
     ledger = SqliteLedger(store, policy.timezone)
     telemetry = _telemetry(settings.telemetry, endpoint, policy, store, host)
-    quotas = QuotaState(ledger, policy)
+    quotas = QuotaState(ledger, policy, keys or ())
     telemetry.instruments.tenant_spend.read = quotas.spend
     telemetry.instruments.budget_limit.read = quotas.budgets
     telemetry.instruments.budget_remaining.read = quotas.remaining

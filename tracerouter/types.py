@@ -102,6 +102,10 @@ class Caller:
     team: str | None = None
     user: str | None = None
     tier: str | None = None
+    admin: bool = False
+    """May see and do what concerns every tenant."""
+    reviewer: bool = False
+    """May see and decide its tenant's reviews."""
 
 
 class Freshness(NamedTuple):
@@ -716,6 +720,11 @@ class Attempt:
         return bool(over) or (self.cost.nanos or 0) > bound.cost_nanos > 0
 
     @property
+    def spend(self) -> Spend:
+        """What it adds to its caller's accounts."""
+        return _spend(self.rung.role, self.usage, self.cost)
+
+    @property
     def accepted(self) -> bool:
         """Whether its completion is the answer."""
         return self.verdict is not None and self.verdict.accepted
@@ -773,8 +782,7 @@ class Entry:
     @property
     def spend(self) -> Spend:
         """What it adds to the accounts."""
-        used = self.usage or Usage()
-        return Spend(self.cost.nanos or 0, int(self.role is not Role.CLASSIFY), used.input + used.output)
+        return _spend(self.role, self.usage, self.cost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -802,6 +810,11 @@ class Outcome:
         """What the request cost (nano-dollars); None: a part of it is not known."""
         nanos = [attempt.cost.nanos for attempt in (*self.classifier_calls, *self.attempts)]
         return None if None in nanos else sum(cost for cost in nanos if cost)
+
+
+def _spend(role: Role, usage: Usage | None, cost: Cost) -> Spend:
+    used = usage or Usage()
+    return Spend(cost.nanos or 0, int(role is not Role.CLASSIFY), used.input + used.output)
 
 
 def usd(nanos: int) -> str:

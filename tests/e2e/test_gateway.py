@@ -310,8 +310,13 @@ async def test_real_requests_emit_what_the_table_says(
     )
     async with Gateway(by_model) as classifying:
         await post(http, classifying, asking("a [[ok]]"))
+    policy = {"tasks": {"sql": {"start": "large"}}, "quotas": [{"per": "tenant", "limit": "3 requests/day"}]}
+    async with Gateway(write(tmp_path_factory.mktemp("limited"), openai_models(upstream.url), policy)) as limited:
+        await post(http, limited, asking("a [[small-1=500, large-1=ok]]"))
+        for _ in range(2):
+            await post(http, limited, asking("q [[500]]"), x_tracerouter_task="sql")
     emitted: dict[str, set[str]] = {kind: set() for kind in SPAN_ATTRIBUTES}
-    for span in (*gateway.seen.spans, *classifying.seen.spans):
+    for span in (*gateway.seen.spans, *classifying.seen.spans, *limited.seen.spans):
         kind = "server" if span.kind.name == "SERVER" else span.name.split(" ")[0]
         told = span.attributes or {}
         emitted[kind] |= set(told)
@@ -322,7 +327,7 @@ async def test_real_requests_emit_what_the_table_says(
             wanted = {names.TOKENS_INPUT, names.TOKENS_OUTPUT, names.COST, names.LATENCY}
             assert wanted <= set(told), kind
     never = {kind: set(table) - emitted[kind] for kind, table in SPAN_ATTRIBUTES.items()}
-    fails_by_exception = {"cache": {names.ERROR_TYPE}, "classify": {names.ERROR_TYPE}, "validate": {names.ERROR_TYPE}}
+    fails_by_exception = {stage: {names.ERROR_TYPE} for stage in ("cache", "classify", "quota", "validate")}
     assert {kind: left for kind, left in never.items() if left} == fails_by_exception
 
 

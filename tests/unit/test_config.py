@@ -308,7 +308,7 @@ KEY = "tr-0123456789"
 @pytest.mark.parametrize(
     ("entries", "said"),
     [
-        (KEY, 'must hold a JSON list of {"key", "tenant", "team", "user", "tier"}'),
+        (KEY, 'must hold a JSON list of {"key", "tenant", "team", "user", "tier", "admin", "reviewer"}'),
         ({"key": KEY}, "must hold a JSON list"),
         ([KEY], "entry 0: needs a `key` of at least 8 characters"),
         ([{"key": KEY, "tenant": "a"}, {"key": "short", "tenant": "a"}], "entry 1: needs a `key` of at least 8"),
@@ -316,6 +316,8 @@ KEY = "tr-0123456789"
         ([{"key": KEY, "tenant": "a", "tiers": "free"}], "entry 0: 'tiers' is not known (did you mean 'tier'?)"),
         ([{"key": KEY, "tenant": "a", "tier": 1}], "entry 0: 'tier' must be a string"),
         ([{"key": 12345678, "tenant": "a"}], "entry 0: needs a `key`"),
+        ([{"key": KEY, "tenant": "a", "admin": "no"}], "entry 0: 'admin' must be true or false"),
+        ([{"key": KEY, "tenant": "a", "reviewer": None}], "entry 0: 'reviewer' must be true or false"),
     ],
 )
 @pytest.mark.parametrize("place", ["env", "file"])
@@ -341,6 +343,20 @@ async def test_keys_stand_for_callers(tmp_path: Path) -> None:
     assert built.keys.caller(KEY) == Caller("acme", tier="free")
     assert built.keys.caller(f"{KEY}0") is built.keys.caller("") is built.keys.caller("\ud800") is None
     assert KEY not in repr(vars(built.keys))
+    await built.router.close()
+
+
+async def test_a_key_may_have_rights(tmp_path: Path) -> None:
+    """Only what the list gives: nobody is an admin or a reviewer by leaving it out."""
+    rights: tuple[dict[str, Any], ...] = ({}, {"admin": True}, {"reviewer": True}, {"admin": False, "reviewer": True})
+    entries: list[dict[str, Any]] = [
+        {"key": f"{KEY}{at}", "tenant": "acme", **given} for at, given in enumerate(rights)
+    ]
+    (tmp_path / "keys.json").write_text(json.dumps(entries))
+    built = config.load(write(tmp_path, keys={"file": "keys.json"}))
+    assert built.keys is not None
+    found = [built.keys.caller(entry["key"]) for entry in entries]
+    assert found == [Caller("acme", **given) for given in rights]
     await built.router.close()
 
 

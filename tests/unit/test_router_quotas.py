@@ -318,7 +318,7 @@ async def test_limits_hold_by_who_asks(ledger: SqliteLedger) -> None:
         policy={"tiers": tiers},
     )
 
-    async def status(**caller: str) -> Status:
+    async def status(**caller: Any) -> Status:
         return (await asked(with_models, caller=Caller(**caller))).status
 
     assert await status(tenant="acme", user="ada") is Status.ANSWERED

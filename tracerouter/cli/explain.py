@@ -55,6 +55,7 @@ def run(asked: argparse.Namespace) -> int:
         f"validate   {', '.join(told['validate']) or 'nothing'}\n"
         f"cache      {'kept for %g s' % told['cache_ttl'] if told['cache_ttl'] else 'never'}\n"  # noqa: UP031 - %g drops the .0
         f"tokens     {told['input_tokens']} in, at most {told['max_output_tokens']} out\n"
+        f"limits     {', '.join(told['limits']) or 'none'}\n"
     )
     for alias in told["not_asked"]:
         sys.stdout.write(f"not asked  {alias}, which classifies what the others are not sure of\n")
@@ -69,6 +70,8 @@ async def _explain(built: Deployment, task: Task) -> dict[str, Any]:
     finally:
         await built.router.close()
     tokens, limit = count_request(task.body), decision.rules.max_output_tokens
+    policy = built.router.policy
+    limits = {one.name: None for rung in decision.rungs for one in policy.limits_of(task.caller, rung.role)}
     return {
         "task": found.label,
         "confidence": found.confidence,
@@ -87,6 +90,7 @@ async def _explain(built: Deployment, task: Task) -> dict[str, Any]:
         "cache_ttl": decision.rules.cache_ttl,
         "input_tokens": tokens,
         "max_output_tokens": limit,
+        "limits": [*limits],
     }
 
 

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
 from tracerouter import config
+from tracerouter import policy as policies
 from tracerouter.errors import ConfigError
 from tracerouter.policy.file import read
 from tracerouter.providers.local import check_installed
 from tracerouter.providers.weights import weights
+from tracerouter.quota import QuotaState, SqliteLedger
 from tracerouter.store import SqliteStore
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from tracerouter.policy import Policy
 
 
 class _StoreOnly(BaseModel):
@@ -25,6 +30,13 @@ class _StoreOnly(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
     store: str = "sqlite:///tracerouter.db"
+
+
+class _PolicyOnly(BaseModel):
+    """Of ``tracerouter.yaml``, where the policy is."""
+
+    model_config = ConfigDict(extra="ignore")
+    policy: Path
 
 
 HERE = Path("tracerouter.yaml")
@@ -83,6 +95,22 @@ def store(path: Path | None, say: Callable[[str], object]) -> SqliteStore:
         msg = f"there is no decision log at {found}: nothing was routed yet, or `store` is memory:"
         raise ConfigError(msg)
     return SqliteStore(found)
+
+
+@contextmanager
+def quotas(path: Path | None, say: Callable[[str], object]) -> Iterator[tuple[QuotaState, Policy]]:
+    """Open the ledger that the file names, beside its policy's limits; `say` is told if they are the demo's.
+
+    Raises:
+        ConfigError: There is no store yet, or the policy is wrong.
+    """
+    kept = store(path, say)
+    try:
+        where = PACKAGED / "demo.yaml" if _is_demo(path) else path or HERE
+        policy = policies.load(where.parent / read(where, _PolicyOnly, variables={"policy"}).policy)
+        yield QuotaState(SqliteLedger(kept, policy.timezone), policy), policy
+    finally:
+        kept.close()
 
 
 def demo_store() -> SqliteStore:

@@ -73,9 +73,9 @@ def _apply(  # noqa: PLR0913 - as above
     fits: Callable[[int], bool],
 ) -> Relief | None:
     if action == "downgrade":
-        place = ladder.index(rung.alias) if rung.alias in ladder else 0
-        lower = (Rung(ladder[place - 1], Role.CHEAP), replace(rung, role=Role.FALLBACK))
-        return Relief(action, lower) if place else None
+        below = ladder[: ladder.index(rung.alias)] if rung.alias in ladder else ()
+        lower = (*(Rung(alias, Role.CHEAP) for alias in below[-1:]), replace(rung, role=Role.FALLBACK))
+        return Relief(action, lower) if below else None
     if action == "shorten":
         shorter, dropped = shortened(task, fits)
         return Relief(action, (rung,), shorter, dropped) if dropped else None
@@ -96,7 +96,7 @@ def shortened(task: Task, fits: Callable[[int], bool]) -> tuple[Task, int]:
         task: What is asked.
         fits: Whether there were room if the request had so many tokens less.
     """
-    messages = task.messages
+    messages = task.body.get("messages", ())  # embeddings have none
     starts = [at for at, message in enumerate(messages) if message["role"] == "user"]
     left_out: set[int] = set()
     saved = 0

@@ -208,9 +208,17 @@ class SqliteStore:
         return True
 
     def read(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Return the rows of a query, of what is committed. Blocks; for terminals and gauges."""
-        with self._reading:
-            return self._reader.execute(sql, values).fetchall()
+        """Return the rows of a query, of what is committed. Blocks; for terminals and gauges.
+
+        Raises:
+            StoreUnavailable: The disk fails, or the store is closed.
+        """
+        try:
+            with self._reading:
+                return self._reader.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            msg = f"store: {self.name} can't be read ({error})"
+            raise StoreUnavailable(msg) from None
 
     def secret(self) -> bytes:
         """Return 32 random bytes, the same for all who use this file and for ever."""

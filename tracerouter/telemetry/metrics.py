@@ -27,6 +27,7 @@ from opentelemetry.sdk.metrics.export import (
     ScopeMetrics,
 )
 
+from tracerouter.errors import StoreUnavailable
 from tracerouter.types import NANOS
 
 if TYPE_CHECKING:
@@ -142,7 +143,11 @@ class GaugeOf:
         meter.create_observable_gauge(self.name, [self._observe], self.unit, self.about)
 
     def _observe(self, _: CallbackOptions) -> Iterable[Observation]:
-        for key, value in self.read():
+        try:
+            found = self.read()
+        except StoreUnavailable:  # what is not known is not told
+            return
+        for key, value in found:
             yield Observation(value, _named(self.attributes, key))
 
 

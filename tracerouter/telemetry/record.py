@@ -335,7 +335,7 @@ class Draft:
             quota_action=self.limits_reached[-1][1] if self.limits_reached else None,
             limits_reached=tuple(self.limits_reached),
             underreserved=sum(call.underreserved for call in (*self.classifier_calls, *attempts)),
-            budget_remaining=_remaining(attempts),
+            budget_remaining=_remaining(attempts, self.denied),
             turns_dropped=self.turns_dropped,
             unvalidated=status is Status.ANSWERED and last is not None and not last.accepted,
             cache_age=self.hit.age if cached else None,
@@ -367,13 +367,21 @@ def _summed(attempts: list[Attempt]) -> tuple[Usage, int | None, Source]:
     return usage, nanos, source
 
 
-def _remaining(attempts: list[Attempt]) -> str | None:
-    """Return what the limit with the smallest share left has, as far as the last reservation knows."""
-    held = next((attempt.reservation for attempt in reversed(attempts) if attempt.reservation), None)
-    if held is None or not held.headroom:
+def _remaining(attempts: list[Attempt], denied: Denied | None) -> str | None:
+    """Return what the limit with the smallest share left has, as the last attempt that was reserved for leaves it.
+
+    Where none was, it is the limit that was reached.
+    """
+    last = next((attempt for attempt in reversed(attempts) if attempt.reservation), None)
+    if last is None or last.reservation is None:
+        known = denied is not None and denied.reason is Reason.BUDGET_EXHAUSTED
+        return f"{denied.limit.told(denied.left)}/{denied.limit.period}" if denied is not None and known else None
+    bound, spent = last.reservation.bound, last.spend
+    rooms = [(limit, left + limit.of(bound) - limit.of(spent)) for limit, left in last.reservation.headroom]
+    if not rooms:
         return None
-    limit, left = min(held.headroom, key=lambda room: room.left / room.limit.amount if room.limit.amount else 0.0)
-    return f"{limit.told(left)}/{limit.period}"
+    limit, left = min(rooms, key=lambda room: room[1] / room[0].amount if room[0].amount else 0.0)
+    return f"{limit.told(max(left, 0))}/{limit.period}"
 
 
 _ROUTES: Final = {

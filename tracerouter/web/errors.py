@@ -48,6 +48,7 @@ class Problem(NamedTuple):
         return _BY_STATUS.get(self.status, "server_error")
 
 
+UNAVAILABLE = Problem(503, "the store does not answer now", "store_unavailable", retry_after=5.0, retry=True)
 INTERNAL = Problem(500, "something went wrong here", "internal")
 
 

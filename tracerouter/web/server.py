@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from aiohttp import web
 
-from tracerouter.errors import BadRequest, Unauthorized, place
+from tracerouter.errors import BadRequest, StoreUnavailable, Unauthorized, place
 from tracerouter.types import Caller, Task
-from tracerouter.web import chat, errors, tracing
+from tracerouter.web import chat, errors, quota, tracing
 from tracerouter.web.chat import REQUEST_ID
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def application(
 
     Args:
         router: Where requests go.
-        keys: API keys; None: everybody is the tenant ``default``.
+        keys: API keys; None: everybody is the tenant ``default``, with every right.
         max_body: The largest request body (bytes).
         keep_alive: Seconds of silence in a stream after which a comment is sent; None: never.
     """
@@ -47,6 +47,7 @@ def application(
     app.router.add_post("/v1/chat/completions", gateway.chat_completions)
     app.router.add_post("/v1/embeddings", gateway.embeddings)
     app.router.add_get("/v1/models", gateway.models)
+    quota.add_routes(app, router, gateway.identified)
     app.router.add_get("/healthz", gateway.healthz)
     app.router.add_get("/readyz", gateway.readyz)
     app.on_startup.append(gateway.start)
@@ -78,6 +79,8 @@ class _Gateway:
             return await handler(request)
         except BadRequest as error:
             problem = errors.of_bad_request(error)
+        except StoreUnavailable:
+            problem = errors.UNAVAILABLE
         except web.HTTPException as error:
             code = "not_found" if error.status == 404 else "http_error"  # noqa: PLR2004 - HTTP's own number
             problem = errors.Problem(error.status, f"{request.method} {request.path[:128]}: {error.reason}", code)
@@ -125,9 +128,13 @@ class _Gateway:
         """Flush spans and free everything, after the last request."""
         await self._router.close()
 
+    async def identified(self, request: web.Request) -> Caller:
+        """Say who asks."""
+        return self._caller(request)
+
     def _caller(self, request: web.Request) -> Caller:
         if self._keys is None:
-            return Caller()
+            return Caller(admin=True, reviewer=True)  # the machine's owner: it listens on loopback only
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         caller = self._keys.caller(key.strip()) if scheme.lower() == "bearer" and key else None
         if caller is None:

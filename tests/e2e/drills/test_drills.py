@@ -216,6 +216,40 @@ async def test_validation_spike(drill_of: Drills) -> None:
         assert await drill.routes() == {"cheap"}
 
 
+async def test_a_tenants_budget_is_used_up(drill_of: Drills) -> None:
+    """A tenant spends its budget: its users are refused and others served, until the limit is raised."""
+    keys = [{"key": f"key-of-{name}", "tenant": name} for name in ("acme", "globex")]
+    dear = {"price": {"input": 100, "output": 400}}
+    drill = drill_of(models={"small": dear, "large": dear}, keys={"file": "keys.json"})
+    (drill.folder / "keys.json").write_text(json.dumps(keys))
+
+    def usual(number: int) -> Request:
+        return {**summarize(number), "key": "key-of-globex"}
+
+    def spending(number: int) -> Request:
+        return {**summarize(number), "key": "key-of-acme"}
+
+    async with drill:
+        drill.change("policy.yaml", quotas=[{"per": "tenant", "tenant": "acme", "limit": "1 USD/month"}])
+        await drill.restart()
+        async with drill.traffic(usual):
+            await drill.calm("BudgetExhaustion")
+            drill.kinds = [usual, spending]
+            drill.inject()
+            await drill.fires("BudgetExhaustion", sign="nearly_used_up", tenant="acme", period="month")
+            await drill.panel_shows("BudgetExhaustion", above(0.9, tenant="acme"))
+            await drill.prometheus.until('ALERTS{alertname="BudgetExhaustion", sign="refused", alertstate="firing"}')
+            await drill.panel_shows("BudgetExhaustion", above(0.05, scope="acme tenant 1 USD/month"))
+            route = await drill.trace_names("budget_exhausted", keep="refusal", tenant="acme")
+            (quota,) = (span for span in drill.sink.traces[route.trace_id] if span.name == "quota")
+            assert quota.attributes[names.QUOTA_SCOPE] == "acme tenant 1 USD/month"
+            assert quota.attributes[names.QUOTA_ACTION] == "refuse"
+            assert quota.attributes[names.QUOTA_HEADROOM] < 0.1
+            assert await drill.routes() == {"cheap", "refused"}
+            await drill.confine("BudgetExhaustion")
+            assert await drill.routes() == {"cheap"}
+
+
 async def test_collector_down(drill_of: Drills) -> None:
     """Without the collector requests are answered as before, the decision log tells of them, and a restart ends it."""
     async with drill_of() as drill, drill.traffic(summarize, extract):

@@ -24,6 +24,9 @@ from opentelemetry.sdk.resources import Resource
 from tests.unit.test_router import Rig, Rows, Scripted, rig
 from tracerouter.cache import BoundedMemoryCache, OutputCache
 from tracerouter.classifiers import Chain
+from tracerouter.policy import Policy, PolicyFile
+from tracerouter.quota import QuotaState, SqliteLedger
+from tracerouter.store import SqliteStore
 from tracerouter.telemetry import Keep, Telemetry
 from tracerouter.telemetry.export import scope
 from tracerouter.telemetry.metrics import CounterOf, HistogramOf, Instruments, TraceRef, meter_provider
@@ -50,7 +53,10 @@ PROMISED: dict[str, tuple[str, str, set[str], set[str]]] = {
     "tracerouter.cost.baseline": ("counter", "{USD}", {"role", "source", "policy.arm"}, {"model", "task"}),
     "tracerouter.classifications": ("counter", "{classification}", {"task", "classifier", "abstained"}, set()),
     "tracerouter.classifier.confidence": ("histogram", "1", {"task"}, set()),
+    "tracerouter.quota.decisions": ("counter", "{decision}", {"action"}, {"scope"}),
     "tracerouter.tenant.spend": ("gauge", "{USD}", {"tenant", "period"}, set()),
+    "tracerouter.budget.limit": ("gauge", "{USD}", {"tenant", "period"}, set()),
+    "tracerouter.budget.remaining": ("gauge", "{USD}", {"tenant", "period"}, set()),
     "tracerouter.traces.kept": ("counter", "{trace}", {"reason"}, set()),
     "tracerouter.traces.dropped": ("counter", "{trace}", {"reason"}, set()),
     "tracerouter.logs.dropped": ("counter", "{record}", {"reason"}, set()),
@@ -143,6 +149,12 @@ async def drive(measured: Measured) -> None:
     failing = measured.rig("lost", "429")
     await failing.router.route(Task.chat("hello"))
     await failing.router.route(Task.chat("hello", model="large", caller=Caller(tier="free")))
+    store = SqliteStore(":memory:")
+    policy = {"max_output_tokens": 1, "quotas": [{"per": "tenant", "limit": "30 tokens/day"}]}
+    limited = measured.rig("fine", policy=policy, ledger=SqliteLedger(store))
+    for _ in range(2):
+        await limited.router.route(Task.chat("hello"))
+    store.close()
     hanging = measured.rig("hang")
     routing = asyncio.create_task(hanging.router.route(Task.chat("hello", hint="not a task of the policy's")))
     await hanging.small.started.wait()
@@ -156,6 +168,8 @@ async def measured() -> Measured:
     """What was measured of requests of every kind."""
     found = Measured()
     found.instruments.tenant_spend.read = lambda: [(("acme", "day"), 1.5), (("other", "month"), 2.5)]
+    found.instruments.budget_limit.read = lambda: [(("acme", "day"), 2.0)]
+    found.instruments.budget_remaining.read = lambda: [(("acme", "day"), 0.5)]
     found.instruments.decisions_dropped.read = lambda: [(("queue_full",), 3)]
     found.instruments.entries_lost.read = lambda: [(("write_failed",), 0)]
     for lost in (found.instruments.traces_dropped, found.instruments.logs_dropped):
@@ -200,7 +214,7 @@ def tried(rows: Iterable[Any]) -> list[dict[str, Any]]:
 async def test_sums_equal_the_records(measured: Measured) -> None:
     """Requests, attempts, tokens, cost and baseline of the metrics are exactly those of the decision rows."""
     out, rows = measured.collect(), measured.rows.rows
-    assert out.total("tracerouter.requests") == len(rows) == 11
+    assert out.total("tracerouter.requests") == len(rows) == 13
     for route, number in Counter(row["route"] for row in rows).items():
         assert out.total("tracerouter.requests", route=route) == number
         assert out.total("tracerouter.overhead.duration", route=route) == number
@@ -309,6 +323,23 @@ def test_money_is_summed_in_nanos() -> None:
         counter.add(1)
     (found,) = counter._observe(None)  # type: ignore[arg-type]
     assert found.value == 0.001
+
+
+async def test_a_gauge_that_cannot_be_read_tells_nothing(measured: Measured, caplog: pytest.LogCaptureFixture) -> None:
+    """A store that is gone takes its own gauges away, without a word a collection, and no other metric."""
+    store = SqliteStore(":memory:")
+    policy = Policy.of(
+        PolicyFile.model_validate({"ladder": ["small"], "quotas": [{"per": "tenant", "limit": "1 USD/day"}]})
+    )
+    quotas = QuotaState(SqliteLedger(store), policy)
+    found = measured.instruments
+    found.tenant_spend.read, found.budget_limit.read = quotas.spend, quotas.budgets
+    store.close()
+    assert PROMISED.keys() - measured.collect().metrics.keys() == {
+        "tracerouter.tenant.spend",
+        "tracerouter.budget.limit",
+    }
+    assert not caplog.records
 
 
 async def test_an_idle_process_exports_no_empty_series() -> None:
