@@ -268,6 +268,9 @@ class Settings(Written):
     telemetry: TelemetryOf = TelemetryOf()
     timeout: Positive = Field(default=120.0, description="A request's deadline, where the caller names none")
     keep_alive: Positive = Field(default=15.0, description="Silence in a stream after which a comment is sent")
+    write_timeout: Positive = Field(
+        default=60.0, description="Who takes nothing of a stream for so long counts as gone"
+    )
     max_body: Annotated[int, Field(ge=1024)] = Field(default=MAX_BODY_BYTES, description="Bytes")
     policy: Path
 
@@ -379,6 +382,7 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
         jobs=Jobs(items, chat.later) if "queue" in policy.actions else None,
         telemetry=telemetry,
         timeout=settings.timeout,
+        write_timeout=settings.write_timeout,
         starting=starting,
         closing=closing,
     )

@@ -96,6 +96,7 @@ class Router:
         jobs: The requests that are run later. None: none are, and the policy names no `queue`.
         telemetry: Where traces, metrics and records go. By default nowhere.
         timeout: Seconds from the start of ``route`` to the deadline, where the task names none.
+        write_timeout: Seconds after which the doors over HTTP give up on who takes nothing of a stream.
         starting: Loads what the first request would have to wait for.
         closing: Frees what the rooms hold, when the router is closed.
 
@@ -118,6 +119,7 @@ class Router:
         jobs: Jobs | None = None,
         telemetry: Telemetry | None = None,
         timeout: float = 60.0,
+        write_timeout: float = 60.0,
         starting: Callable[[], Awaitable[None]] | None = None,
         closing: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
@@ -133,6 +135,7 @@ class Router:
                 raise ConfigError(msg)
         self.policy = policy
         self.telemetry = telemetry or Telemetry()
+        self.write_timeout = write_timeout
         self._classifier = classifier
         self._checks = checks
         self._cache = cache if policy.caches else None

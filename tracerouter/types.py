@@ -304,7 +304,7 @@ class Use:
     begun: Usage | None = None
     """The input alone, as reported before the answer was written."""
     unknowable: bool = False
-    """Without a report there is nothing to count by."""
+    """Unless its input is reported there is nothing to count by."""
     charged_nanos: int | None = None
     """What the upstream itself says that it charged, where it does."""
     received: list[str] = field(default_factory=list)

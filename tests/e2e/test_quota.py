@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
-from tests.gateway import CHAT, Gateway, nanos, write
+from tests.gateway import CHAT, Gateway, embedding_model, nanos, openai_models, write
+from tests.upstream import Upstream
+from tracerouter.telemetry import names
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -215,6 +217,26 @@ async def test_the_header_tells_what_the_request_leaves(http: aiohttp.ClientSess
     assert "x-tracerouter-budget-remaining" not in headers
     assert "budget_remaining" not in json.loads(answer)["tracerouter"]
     assert (200, told) == await get(http, key)
+
+
+async def test_embeddings_at_a_limit_are_refused(tmp_path: Path) -> None:
+    """No other model can stand in, and there is no conversation to shorten: each action is passed over."""
+    then = ["downgrade", "shorten", "stale", "refuse"]
+    policy = {"embeddings": ["embed"], "quotas": [{"per": "tenant", "limit": "3 tokens/day", "then": then}]}
+    async with Upstream() as upstream:
+        path = write(tmp_path, openai_models(upstream.url) | embedding_model(upstream.url), policy)
+        body = {"model": "embed", "input": "more words than there is room for"}
+        async with (
+            Gateway(path) as running,
+            aiohttp.ClientSession(running.url) as http,
+            http.post("/v1/embeddings", json=body) as response,
+        ):
+            told = await response.json()
+        (quota,) = (span for span in running.seen.spans if span.name == "quota")
+    assert (response.status, told["error"]["code"]) == (429, "budget_exhausted")
+    assert response.headers["x-tracerouter-budget-remaining"] == "3 tokens/day"
+    assert [(event.attributes or {})[names.QUOTA_ACTION] for event in quota.events] == then
+    assert not upstream.requests
 
 
 async def test_at_a_limit_the_header_tells_of_that_limit(http: aiohttp.ClientSession) -> None:

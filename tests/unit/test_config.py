@@ -351,8 +351,10 @@ async def test_keys_stand_for_callers(tmp_path: Path) -> None:
 
 async def test_a_key_may_have_rights(tmp_path: Path) -> None:
     """Only what the list gives: nobody is an admin or a reviewer by leaving it out."""
-    rights: list[dict[str, Any]] = [{}, {"admin": True}, {"reviewer": True}, {"admin": False, "reviewer": True}]
-    entries: list[Any] = [{"key": f"{KEY}{at}", "tenant": "acme", **given} for at, given in enumerate(rights)]
+    rights: tuple[dict[str, Any], ...] = ({}, {"admin": True}, {"reviewer": True}, {"admin": False, "reviewer": True})
+    entries: list[dict[str, Any]] = [
+        {"key": f"{KEY}{at}", "tenant": "acme", **given} for at, given in enumerate(rights)
+    ]
     (tmp_path / "keys.json").write_text(json.dumps(entries))
     built = config.load(write(tmp_path, keys={"file": "keys.json"}))
     assert built.keys is not None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
+from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
@@ -16,10 +19,12 @@ from aiohttp.test_utils import TestServer
 import tracerouter
 from tests.gateway import openai_models, write
 from tests.upstream import Upstream
-from tracerouter import Completion, Task
+from tracerouter import Caller, Completion, Task
 from tracerouter.cache import output_key
 from tracerouter.policy import Policy, PolicyFile
-from tracerouter.policy.model import Action
+from tracerouter.policy.model import Action, Denial, WithoutLedger
+from tracerouter.quota import QuotaState, SqliteLedger
+from tracerouter.store import SqliteStore
 from tracerouter.validators import BUILT_IN, Checks, Custom
 
 README = Path(__file__).parents[2] / "README.md"
@@ -74,16 +79,45 @@ def test_which_questions_are_one() -> None:
     assert len(keys) == 1
 
 
-def test_limits() -> None:
-    """The README's limits are ones that can be kept, and its table has every action that there is."""
+def test_rates() -> None:
+    """The README's rates, and the limits with what is put off, are ones that can be kept."""
     policy = policy_of("rates:")
     assert [rate.name for rate in policy.rates] == ["free key 60 requests/minute", "tenant 100000 tokens/minute"]
-    assert {*policy.actions} == {*get_args(Action)}
-    table = re.findall(
-        r"^\| `(\w+)` \|", README.read_text(encoding="utf-8").partition("**At a quota**")[2], re.MULTILINE
-    )
-    assert table[: len(policy.actions)] == [*get_args(Action)]
-    assert policy.timezone == "Europe/Berlin"
+    assert [limit.then for limit in policy_of("then: [queue, refuse]").limits] == [
+        ("shorten", "confirm", "refuse"),
+        ("queue", "refuse"),
+    ]
+
+
+async def test_budgets(tmp_path: Path) -> None:
+    """The README's limits are read as it says, it explains each action, and shows what is told of a limit."""
+    readme = README.read_text(encoding="utf-8")
+    policy = policy_of("timezone: Europe/Berlin")
+    names = [limit.name for limit in policy.limits]
+    assert names == [
+        "tenant 500 USD/month",
+        "acme a day",
+        "free tenant expensive 20 requests/day",
+        "team 2000000 tokens/day",
+        "free user 100 requests/day",
+    ]
+    limits = [[limit.name for limit in policy.limits if limit.concerns(who)] for who in (Caller("acme"), Caller("b"))]
+    assert limits == [[names[0], names[1], names[3]], [names[0], names[3]]]
+    assert policy.without_ledger == WithoutLedger()
+    rows = set(re.findall(r"^\| `(\w+)` \|", readme, re.MULTILINE))
+    assert {*get_args(Action)} <= rows
+    assert {*get_args(Denial)} <= {*re.findall(r"`(\w+)`", readme)}
+    (shown,) = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", readme, re.DOTALL) if "quota" in block)
+    store = SqliteStore(tmp_path / "tracerouter.db")
+    told = QuotaState(SqliteLedger(store, policy.timezone), policy).of(Caller("acme", "web", "ann", "free"))
+    store.close()
+    (limit,) = (one for one in told["limits"] if one["name"] == "tenant 500 USD/month")
+    assert [*shown] == [*told]
+    changing = ("spent", "reserved", "remaining", "resets_at")
+    assert [*limit] == [*shown["limits"][0]]
+    assert {**limit, **dict.fromkeys(changing)} == {**shown["limits"][0], **dict.fromkeys(changing)}
+    begins = datetime.fromtimestamp(shown["limits"][0]["resets_at"], ZoneInfo(policy.timezone))
+    assert (begins.day, begins.hour) == (1, 0)
 
 
 async def test_the_client_middleware(tmp_path: Path) -> None:

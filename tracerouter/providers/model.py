@@ -9,7 +9,7 @@ import random
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
@@ -140,7 +140,7 @@ class Model:
         """Return a try's usage, and whether it is the provider's own word; None: there is nothing to count by."""
         if use.usage is not None:
             return use.usage, True
-        if use.unknowable:
+        if use.unknowable and use.begun is None:
             return None, False
         asked = use.begun or Usage(self.count_input(body))
         return asked._replace(output=count("".join(use.received))), False
@@ -166,10 +166,10 @@ class Model:
     async def _try(self, call: Call, meter: Meter, sink: Sink | None) -> Completion:
         if self.timeout is None:
             return await self.provider.complete(call, meter, sink)
-        until = min(call.deadline, asyncio.get_running_loop().time() + self.timeout)
         try:
-            async with asyncio.timeout_at(until):
-                return await self.provider.complete(call, meter, sink)
+            async with asyncio.timeout_at(call.deadline) as timer:
+                with _Stopwatch(self.timeout, timer) as watch:
+                    return await self.provider.complete(call, meter, sink and watch.stopped(sink))
         except TimeoutError:
             msg = f"model {self.alias!r} gave no answer in time"
             raise ProviderTimeout(msg) from None
@@ -179,6 +179,53 @@ class Model:
             log.error("the provider of model %s is broken: %s", self.alias, place(error))
             msg = f"the provider of model {self.alias!r} raised {type(error).__name__}"
             raise ProviderError(msg) from error
+
+
+class _Stopwatch:
+    """Times one try: it stands still while a slow reader lets the model wait, and makes `timer` ring when it runs out.
+
+    It looks at the clock now and then, since to set a timer for each chunk would cost more than the chunk.
+    """
+
+    def __init__(self, seconds: float, timer: asyncio.Timeout) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timer = timer
+        self._until = self._loop.time() + seconds
+        self._stopped_at: float | None = None
+
+    def __enter__(self) -> Self:
+        self._look_at(self._until)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.cancel()
+
+    def stopped(self, sink: Sink) -> Sink:
+        """Return `sink`, whose time does not count."""
+        clock = self._loop.time
+
+        async def take(chunk: Mapping[str, Any]) -> None:
+            self._stopped_at = started = clock()
+            await sink(chunk)
+            self._stopped_at = None
+            self._until += clock() - started
+
+        return take
+
+    def _look_at(self, when: float) -> None:
+        self._handle = self._loop.call_at(when, self._look)
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        left = self._until - (self._stopped_at or now)
+        if left > 0:
+            self._look_at(now + max(left, _GRAIN))
+        elif not self._timer.expired():  # the deadline may have been first
+            self._timer.reschedule(now)
+
+
+_GRAIN = 0.01
+"""Seconds between two looks at the clock, at least."""
 
 
 def _wait(tries: int, asked: float | None) -> float:

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from tracerouter.tokens import count_request
-from tracerouter.types import CHAT, Completion, Role, Rung, Status, Task
+from tracerouter.types import Completion, Role, Rung, Status, Task
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -89,10 +89,9 @@ def _apply(  # noqa: PLR0913 - as above
     fits: Callable[[int], bool],
 ) -> Relief | None:
     if action == "downgrade":
-        place = ladder.index(rung.alias) if rung.alias in ladder else 0
-        if place == 0:
-            return None
-        return Relief(action, (Rung(ladder[place - 1], Role.CHEAP), replace(rung, role=Role.FALLBACK)))
+        below = ladder[: ladder.index(rung.alias)] if rung.alias in ladder else ()
+        lower = (*(Rung(alias, Role.CHEAP) for alias in below[-1:]), replace(rung, role=Role.FALLBACK))
+        return Relief(action, lower) if below else None
     if action == "shorten":
         shorter, dropped = shortened(task, fits)
         return Relief(action, (rung,), shorter, dropped) if dropped else None
@@ -121,7 +120,7 @@ def shortened(task: Task, fits: Callable[[int], bool]) -> tuple[Task, int]:
         task: What is asked.
         fits: Whether there were room if the request had so many tokens less.
     """
-    messages = task.messages if task.operation == CHAT else []
+    messages = task.body.get("messages", ())  # embeddings have none
     starts = [at for at, message in enumerate(messages) if message["role"] == "user"]
     left_out: set[int] = set()
     saved = 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
@@ -13,13 +15,22 @@ from tracerouter.quota.confirmations import HEADER as CONFIRM_HEADER
 from tracerouter.telemetry import fresh_id
 from tracerouter.types import CHAT, Freshness, Outcome, Task
 from tracerouter.web import errors, jobs
-from tracerouter.web.events import EventStream, identity
+from tracerouter.web.events import ChatEvents, EventStream, Patience, identity
+
+try:
+    import fcntl
+    import termios
+except ImportError:  # not everywhere are there sockets that can be asked
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Mapping
 
     from tracerouter.router import Router
     from tracerouter.types import Call, Caller, Completion, Meter
+
+log = logging.getLogger(__name__)
 
 REQUEST_ID = web.RequestKey("tracerouter.request_id", str)
 """What to quote."""
@@ -123,15 +134,23 @@ async def answer(
     """
 
     async def opening(headers: dict[str, str]) -> web.StreamResponse:
-        response = web.StreamResponse(headers=headers)
+        response = _PatientResponse(request, headers, router.write_timeout)
         await response.prepare(request)
         return response
 
-    stream = EventStream(task, router.policy.id, opening) if task.body.get("stream") else None
+    stream = None
+    if task.body.get("stream"):
+        stream = EventStream(task.request_id or "", router.policy.id, ChatEvents(task), opening)
     try:
         routing = router.route(task, stream.send if stream else None)
         outcome = await (stream.kept_alive(routing, keep_alive) if stream and keep_alive else routing)
-    except CallerGone:
+        if service is not None and service.response is not None and router.ended_at_handler(outcome):
+            if not service.response.prepared:
+                service.response.headers.update(outcome.headers)
+            return service.response
+        if stream is not None and (stream.response is not None or outcome.completion is not None):
+            return await stream.finish(outcome)
+    except (CallerGone, ConnectionError):
         if stream is None or stream.response is None:
             raise
         return stream.response
@@ -139,13 +158,52 @@ async def answer(
         if stream is None or stream.response is None:
             raise
         return await stream.fail(error)
-    if service is not None and service.response is not None and router.ended_at_handler(outcome):
-        if not service.response.prepared:
-            service.response.headers.update(outcome.headers)
-        return service.response
-    if stream is not None and (stream.response is not None or outcome.completion is not None):
-        return await stream.finish(outcome)
     return plain(outcome, "chat.completion")
+
+
+_NEVER_WAITS = 32 * 1024
+"""Bytes that are taken at once where nothing else waits to be sent: asyncio lets no write wait below 64 KB."""
+
+
+class _PatientResponse(web.StreamResponse):
+    """A response that breaks its connection when the client has taken nothing for `limit` seconds."""
+
+    def __init__(self, request: web.Request, headers: Mapping[str, str], limit: float) -> None:
+        super().__init__(headers=headers)
+        self._transport = request.transport
+        self._patience = Patience(limit, self._unread, self._break)
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        with self._patience:
+            await super().write(data)
+        if (
+            self._transport is None or self._transport.is_closing()
+        ):  # a wait that this ends looks like one that went well
+            msg = "the client has gone"
+            raise ConnectionResetError(msg)
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        with self._patience:
+            await super().write_eof(data)
+
+    def _unread(self) -> int:
+        return _queued(self._transport) if self._transport is not None else 0
+
+    def _break(self) -> None:
+        log.warning("a client has taken nothing of its stream for too long: its connection is closed")
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def _queued(transport: asyncio.Transport) -> int:
+    """Return the bytes that wait for the client: ours, and the kernel's, which asks us for more only in large steps."""
+    ours, sock = transport.get_write_buffer_size(), transport.get_extra_info("socket")
+    if fcntl is None or sock is None:
+        return ours
+    try:
+        return ours + int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except OSError:  # a kernel that does not tell, or a socket that is gone
+        return ours
 
 
 def plain(outcome: Outcome, kind: str) -> web.Response:

@@ -12,6 +12,7 @@ from aiohttp import web
 from tracerouter.errors import BadRequest, ProviderError, RequestRejected, ServerFailed, TracerouterError
 from tracerouter.quota.confirmations import HEADER
 from tracerouter.types import Outcome, Reason, Status, usd
+from tracerouter.web.jobs import url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,6 +75,8 @@ def of_error(error: TracerouterError) -> Problem:
 
 def of_outcome(outcome: Outcome) -> Problem:  # noqa: PLR0911 - one for each way to have no answer
     """Tell why there is no answer: the last attempt's failure decides the status."""
+    if outcome.job is not None:
+        return Problem(202, f"the request is run later; ask for its answer at {url(outcome.job)}", outcome.status)
     if outcome.confirmation is not None:
         return _to_confirm(outcome, outcome.confirmation)
     if outcome.status is Status.REFUSED and (outcome.denied is not None or not outcome.attempts):
@@ -134,8 +137,10 @@ def _to_confirm(outcome: Outcome, offered: Confirmation) -> Problem:
     return Problem(409, message, outcome.status, more={"confirmation": told}, facts=facts)
 
 
-def response(problem: Problem, request_id: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    """Make the error answer; it says which request id to quote."""
+def response(
+    problem: Problem, request_id: str, headers: Mapping[str, str] | None = None, written: bytes | None = None
+) -> web.Response:
+    """Make the error answer; it says which request id to quote. `written` is its body, by default as OpenAI's."""
     log.warning("request %s answered %d: %s", request_id, problem.status, problem.code)
     told = dict(headers or {})
     told["x-request-id"] = request_id
@@ -144,9 +149,8 @@ def response(problem: Problem, request_id: str, headers: Mapping[str, str] | Non
         told["retry-after"] = str(max(1, ceil(problem.retry_after)))
     if problem.status == 401:  # noqa: PLR2004 - HTTP's own number
         told["www-authenticate"] = "Bearer"
-    return web.Response(
-        body=body(problem, request_id), status=problem.status, headers=told, content_type="application/json"
-    )
+    written = written or body(problem, request_id)
+    return web.Response(body=written, status=problem.status, headers=told, content_type="application/json")
 
 
 def body(problem: Problem, request_id: str | None) -> bytes:

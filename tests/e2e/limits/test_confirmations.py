@@ -243,3 +243,27 @@ async def test_around_a_service_and_under_a_client(tmp_path: Path) -> None:
                         headers = {"x-tracerouter-confirm": confirmation["token"]}
             assert [one.status for one in said] == [409, 200]
             assert said[1].body["choices"][0]["message"]["content"] == "own"
+
+
+async def test_a_call_of_anthropics_api_is_confirmed(tmp_path: Path) -> None:
+    """Under a client that speaks it, the error is Anthropic's, with the same token; with that the call goes out."""
+
+    async def service(_: web.Request) -> web.Response:
+        return web.json_response({"type": "message", "content": [{"type": "text", "text": "own"}]})
+
+    router = tracerouter.load(write(tmp_path, {"handler": {"provider": "handler"}}, SPENT))
+    app = web.Application()
+    app.router.add_post("/v1/messages", service)
+    body = {"model": "m", "max_tokens": 10, "messages": [{"role": "user", "content": "hi"}]}
+    async with TestServer(app) as server:
+        under = client_middleware(router, anthropic_url=str(server.make_url("")).rstrip("/"))
+        async with aiohttp.ClientSession(middlewares=(under,)) as http:
+            url = server.make_url("/v1/messages")
+            async with http.post(url, json=body) as response:
+                told = await response.json()
+            assert (response.status, told["type"]) == (409, "error")
+            assert told["tracerouter"]["confirmation"] == told["error"]["confirmation"]
+            headers = {"x-tracerouter-confirm": told["error"]["confirmation"]["token"]}
+            async with http.post(url, json=body, headers=headers) as response:
+                assert (await response.json())["content"][0]["text"] == "own"
+    await router.close()
