@@ -110,9 +110,9 @@ class OutputCache:
             return
         self.flights.end(raw)
         if self._shared is not None:
-            claim = flight.claim if flight else None
             with suppress(StoreUnavailable):
-                await self._shared.keep(key, raw, ttl + self._stale_for, claim)
+                claim = flight.claim if flight and flight.claim else await self._shared.claim(key, "")
+                await self._shared.keep(claim, raw, ttl + self._stale_for)
 
     def keep_nothing(self) -> None:
         """Tell those who wait that the answer will not be kept: each asks for its own."""
@@ -174,23 +174,25 @@ class OutputCache:
             self._watching = asyncio.create_task(self._watch(shared))
         clock, pause = asyncio.get_running_loop().time, _SOONEST
         until = min(asked.begun + self._patience, asked.deadline)
-        leader = asked.leader if flight is not None else ""
+        mine = True
         try:
-            found = await shared.look_up(asked.key, leader, asked.now, asked.freshness.max_age)
-            while found.leader is not None and clock() < until:
-                await asyncio.sleep(min(pause, until - clock()))
-                pause = min(pause * 1.5, _LATEST)
-                near = near._replace(leader=found.leader, waited=clock() - asked.begun)
-                found = await shared.look_up(asked.key, leader, asked.now, asked.freshness.max_age)
+            claim = await shared.claim(asked.key, asked.leader if flight is not None else "")
+            try:
+                found = await shared.look_up(claim, asked.now, asked.freshness.max_age)
+                while found.leader is not None and clock() < until:
+                    await asyncio.sleep(min(pause, until - clock()))
+                    pause = min(pause * 1.5, _LATEST)
+                    near = near._replace(leader=found.leader, waited=clock() - asked.begun)
+                    found = await shared.look_up(claim, asked.now, asked.freshness.max_age)
+                far = _hit(asked, found.raw, "redis")
+                mine = found.leader is None and not far.fresh
+            finally:
+                if mine and flight is not None:  # or may be: a call that was cut off may have been heard
+                    self._hold(shared, flight, claim)
         except StoreUnavailable:
             return near._replace(looked=(*near.looked, ("redis", "error")))
-        far = _hit(asked, found.raw, "redis")
         if far.fresh and found.raw is not None and flight is not None:
             await self._take_over(asked, found.raw, flight)
-        elif flight is not None and found.claim is not None:
-            flight.claim = found.claim
-            self._holding.add(holding := asyncio.create_task(self._hold(shared, flight, found.claim)))
-            holding.add_done_callback(self._holding.discard)
         best = far if far.completion is not None or near.completion is None else near
         return best._replace(looked=(*near.looked, *far.looked), leader=near.leader, waited=near.waited)
 
@@ -202,12 +204,18 @@ class OutputCache:
                 await self._backend.set(asked.key, raw, ttl=value.expires_at + self._stale_for - asked.now)
         self.flights.end(raw)
 
-    async def _hold(self, shared: SharedCache, flight: Flight, claim: Claim) -> None:
-        """Keep a claim for as long as its flight lasts."""
-        await shared.hold(claim, flight.ended)
-        if not flight.landed:
-            with suppress(StoreUnavailable):
-                await shared.release(claim)
+    def _hold(self, shared: SharedCache, flight: Flight, claim: Claim) -> None:
+        """Hold a claim for as long as its flight lasts."""
+
+        async def hold() -> None:
+            await shared.hold(claim, flight.ended)
+            if not flight.landed:
+                with suppress(StoreUnavailable):
+                    await shared.release(claim)
+
+        flight.claim = claim
+        self._holding.add(holding := asyncio.create_task(hold()))
+        holding.add_done_callback(self._holding.discard)
 
     async def _watch(self, shared: SharedCache) -> None:
         """Hear of it when another process empties the cache."""

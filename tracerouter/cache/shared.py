@@ -78,9 +78,7 @@ class Shared(NamedTuple):
     raw: bytes | None
     """What is kept, fresh or not."""
     leader: str | None = None
-    """Who works on it elsewhere."""
-    claim: Claim | None = None
-    """What entitles the one who asked to work on it, where it is not fresh and nobody else does."""
+    """Who works on it elsewhere, where it is not fresh. None: nobody, so the claim is given to the one who asks."""
 
 
 class SharedCache(RedisCache):
@@ -104,31 +102,43 @@ class SharedCache(RedisCache):
         self._renew, self._release = store.script(_RENEW), store.script(_RELEASE)
         self._read_generation = store.script(_READ_GENERATION)
 
-    async def look_up(self, key: str, leader: str, now: float, max_age: float | None) -> Shared:
-        """Return what is kept; where that is not fresh, who works on it, or else a claim for `leader`.
+    async def claim(self, key: str, leader: str) -> Claim:
+        """Return the claim that a :meth:`look_up` may be given, as of this generation.
 
         Args:
             key: Of the answer.
-            leader: Who asks, as a ``traceparent``; empty: it claims nothing.
+            leader: Who asks, as a ``traceparent``; empty: somebody who claims nothing.
+
+        Raises:
+            StoreUnavailable: The generation is not known yet, and can't be read.
+        """
+        if self.generation is None:
+            await self.changed()
+        return Claim(self.build_key(_tag(key)), f"tracerouter:flight:{self.generation}:{_tag(key)}", leader)
+
+    async def look_up(self, claim: Claim, now: float, max_age: float | None) -> Shared:
+        """Return what is kept; where that is not fresh, who works on it, or else the claim is given.
+
+        Args:
+            claim: Says what is asked for, and by whom.
             now: When the request came in (Unix seconds).
             max_age: How old the answer may be (seconds); None: any age.
 
         Raises:
-            StoreUnavailable: As of the store.
+            StoreUnavailable: As of the store. The claim may have been given all the same.
         """
-        claim = await self._claim(key, leader)
         age = _ANY_AGE if max_age is None else max_age
-        raw, other = await self._look_up([claim.value_key, claim.key], now, age, leader, _ms(LEASE))
-        if other is not None:
-            return Shared(raw, other.decode("ascii", "replace"))
-        return Shared(raw, claim=claim if leader else None)
+        raw, other = await self._look_up([claim.value_key, claim.key], now, age, claim.leader, _ms(LEASE))
+        return Shared(raw, None if other is None else other.decode("ascii", "replace"))
 
-    async def keep(self, key: str, raw: bytes, ttl: float, claim: Claim | None = None) -> None:
+    async def keep(self, claim: Claim, raw: bytes, ttl: float) -> None:
         """Keep a packed answer for `ttl` seconds, and end the claim to it.
 
         What was claimed before another generation was drawn stays behind with the old one.
+
+        Raises:
+            StoreUnavailable: As of the store.
         """
-        claim = claim or await self._claim(key, "")
         await self._keep([claim.value_key, claim.key], raw, _ms(ttl), claim.leader)
 
     async def hold(self, claim: Claim, ended: asyncio.Future[Any]) -> None:
@@ -159,11 +169,6 @@ class SharedCache(RedisCache):
         await self._store.run("SET", _GENERATION, secrets.token_hex(8))
         await self.changed()
         return left_behind
-
-    async def _claim(self, key: str, leader: str) -> Claim:
-        if self.generation is None:
-            await self.changed()
-        return Claim(self.build_key(_tag(key)), f"tracerouter:flight:{self.generation}:{_tag(key)}", leader)
 
     async def _set(
         self, key: str, value: bytes, ttl: float | None = None, _cas_token: Any = None, _conn: Any = None

@@ -200,6 +200,19 @@ async def test_a_failure_sets_the_next_free_at_once(process: Start) -> None:
     assert time.monotonic() - started < 1 < shared.LEASE
 
 
+async def test_who_leaves_while_it_asks_leaves_no_claim(process: Start, redis: RedisServer) -> None:
+    """A look-up that is cancelled at any moment does not let others wait for the lease."""
+    one = await process()
+    for steps in range(1, 12):
+        asking = asyncio.create_task(one.ask(ANSWER, asyncio.Event()))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        await _until(lambda: not one.cache._holding)
+        assert not redis.ask("KEYS", "tracerouter:flight:*")
+
+
 async def test_a_claim_outlives_its_lease_while_its_process_lives(
     process: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,7 +274,7 @@ async def test_clearing_touches_nothing_else(process: Start, redis: RedisServer)
     """Of a thousand answers none is left, and whatever else lies in the same database does."""
     one = await process()
     for number in range(1000):
-        await one.shared.keep(f"{number:x}", pack(Value(0, 9, None, ANSWER)), 60)
+        await one.shared.keep(await one.shared.claim(f"{number:x}", ""), pack(Value(0, 9, None, ANSWER)), 60)
     for name in ("tracerouter:ledger:{acme}", "tracerouter:cache", "somebody:else"):
         redis.ask("SET", name, "1")
     before = int(redis.ask("DBSIZE"))
