@@ -78,10 +78,11 @@ def _in_flight(route: _Route) -> _Route:
 
     @wraps(route)
     async def carried(self: Router, task: Task, sink: Sink | None = None) -> Outcome:
-        if self._cache is None:
+        key = self._key(task)
+        if self._cache is None or key is None:
             return await route(self, task, sink)
-        # a wrapped handler stays in the task of its own request, as it would without us
-        apart = task.handler is None
+        # a task costs more than an answer at hand; and a wrapped handler stays in that of its own request
+        apart = task.handler is None and not await self._cache.at_hand(key, task.freshness)
         return await self._cache.flights.carry(lambda taps: route(self, task, taps), sink, apart=apart)
 
     return cast("_Route", carried)
@@ -131,6 +132,7 @@ class Router:
         self._classifier = classifier
         self._checks = checks
         self._cache = cache if policy.caches else None
+        self._keyed: tuple[Task, str | None] | None = None
         self._ledger = ledger
         self._timeout = timeout
         self._starting = starting
@@ -351,10 +353,18 @@ class Router:
             raise BadRequest(msg, "x-tracerouter-cache")
         return task.freshness._replace(max_age=known[label])
 
+    def _key(self, task: Task) -> str | None:
+        """Return the key of the answer, if there may be one; when it is asked for again at once it is the same."""
+        if self._cache is None:
+            return None
+        if self._keyed is None or self._keyed[0] is not task:
+            scope, salt, normal = self.policy.scope, self.policy.salt, self.policy.normal
+            self._keyed = (task, output_key(task, scope=scope, salt=salt, normal=normal))
+        return self._keyed[1]
+
     async def _look_up(self, task: Task, deadline: float, draft: Draft) -> Hit:
         """Return what the cache holds; a miss may have waited for an equal request, or now be what others wait for."""
-        freshness, policy = self._freshness(task), self.policy
-        key = output_key(task, scope=policy.scope, salt=policy.salt, normal=policy.normal) if self._cache else None
+        freshness, key = self._freshness(task), self._key(task)
         if self._cache is None or key is None:
             return draft.hit
         with draft.timeline.stage("cache") as stage:
