@@ -43,7 +43,8 @@ from tracerouter.providers.simulated import Rule
 from tracerouter.providers.simulated import Spread as LogNormal
 from tracerouter.quota import QuotaState, SqliteLedger
 from tracerouter.router import Router
-from tracerouter.store import DecisionLog, SqliteStore
+from tracerouter.store import DecisionLog, RedisStore, SqliteStore
+from tracerouter.store.redis import SCHEMES
 from tracerouter.telemetry import Keep, Telemetry, over_otlp, to_console
 from tracerouter.tokens import count
 from tracerouter.types import EMBEDDINGS, MAX_BODY_BYTES
@@ -52,6 +53,7 @@ from tracerouter.validators import Checks
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from tracerouter.cache.shared import SharedCache
     from tracerouter.classifiers.llm import Ask
     from tracerouter.policy import Policy
     from tracerouter.protocols import Classifier
@@ -250,11 +252,13 @@ class TelemetryOf(Written):
 
 
 def _store(found: object) -> object:
-    schemes = ("sqlite:///", "memory:")
-    if isinstance(found, str) and not found.startswith(schemes):
-        msg = "found {found}; only sqlite:///PATH and memory: are known to this version"
-        raise PydanticCustomError("not_known", msg, {"found": repr(found)})  # noqa: EM101 - as above
+    if isinstance(found, str) and not found.startswith(("sqlite:///", "memory:", *SCHEMES)):
+        msg = "names no store that is known: sqlite:///PATH, memory: or redis://HOST:PORT/DB (rediss:// for TLS)"
+        raise PydanticCustomError("not_known", msg)  # noqa: EM101 - as above; what was found may be a secret
     return found
+
+
+JOURNAL: Final = Path("tracerouter-journal.db")
 
 
 class Settings(Written):
@@ -263,6 +267,10 @@ class Settings(Written):
     models: Annotated[dict[str, ModelOf], Field(min_length=1)]
     classifier: list[ClassifierOf] = ["rules", "examples"]
     store: Annotated[str, BeforeValidator(_store)] = "sqlite:///tracerouter.db"
+    journal: Path = Field(
+        default=JOURNAL,
+        description="Beside a redis:// store: the SQLite file of this machine's decision log and ledger",
+    )
     keys: KeysOf | None = None
     telemetry: TelemetryOf = TelemetryOf()
     timeout: Positive = Field(default=120.0, description="A request's deadline, where the caller names none")
@@ -272,6 +280,13 @@ class Settings(Written):
     )
     max_body: Annotated[int, Field(ge=1024)] = Field(default=MAX_BODY_BYTES, description="Bytes")
     policy: Path
+
+    @model_validator(mode="after")
+    def _journal_beside_redis(self) -> Self:
+        if "journal" in self.model_fields_set and not self.store.startswith(SCHEMES):
+            msg = "only a redis:// `store` has a journal beside it; this one is the file itself: leave `journal` out"
+            raise PydanticCustomError("not_known", msg, {"key": "journal"})  # noqa: EM101 - as above
+        return self
 
     @model_validator(mode="after")
     def _classifiers_ask_models(self) -> Self:
@@ -339,7 +354,9 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
         if serves or not isinstance(one, LlmOf)  # who only explains asks no model
     ]
     risks = RiskClassifier(Chain(classifiers), policy.risks)
-    store = SqliteStore(store_path(settings.store, folder))
+    store = SqliteStore(store_path(settings.store, folder, settings.journal))
+    redis = RedisStore(settings.store) if settings.store.startswith(SCHEMES) else None
+    cache = OutputCache(BoundedMemoryCache(), _shared(redis) if redis else None)
     ledger = SqliteLedger(store, policy.timezone)
     telemetry = _telemetry(settings.telemetry, endpoint, policy, store, host)
     quotas = QuotaState(ledger, policy, keys or ())
@@ -357,6 +374,9 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
         await asyncio.to_thread(count, "")
 
     async def closing() -> None:
+        await cache.close()
+        if redis is not None:
+            await redis.close()
         await session.close()
         for model in models:
             close = getattr(model.provider, "close", None)
@@ -371,7 +391,7 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
         policy,
         classifier=CachedClassifier(risks),
         checks=checks,
-        cache=OutputCache(BoundedMemoryCache()),
+        cache=cache,
         ledger=ledger,
         quotas=quotas,
         telemetry=telemetry,
@@ -381,6 +401,12 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
         closing=closing,
     )
     return Deployment(router, settings, keys)
+
+
+def _shared(redis: RedisStore) -> SharedCache:
+    from tracerouter.cache.shared import SharedCache  # noqa: PLC0415 - extra `redis`
+
+    return SharedCache(redis)
 
 
 class _Session:
@@ -534,8 +560,10 @@ def _endpoint(found: TelemetryOf) -> str | None:
     return told
 
 
-def store_path(found: str, folder: Path) -> Path | str:
-    """Return the SQLite file that ``store`` names, or ``:memory:``."""
+def store_path(found: str, folder: Path, journal: Path = JOURNAL) -> Path | str:
+    """Return the SQLite file that ``store`` names, or has beside it, or ``:memory:``."""
+    if found.startswith(SCHEMES):
+        return folder / journal
     return ":memory:" if found == "memory:" else folder / found.removeprefix("sqlite:///")
 
 
