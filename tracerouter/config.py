@@ -41,9 +41,10 @@ from tracerouter.providers import (
 )
 from tracerouter.providers.simulated import Rule
 from tracerouter.providers.simulated import Spread as LogNormal
-from tracerouter.quota import Confirmations, Jobs, MemoryRates, QuotaState, SqliteLedger
+from tracerouter.quota import Confirmations, Jobs, MemoryRates, QuotaState, RedisRates, SqliteLedger
 from tracerouter.router import Router
-from tracerouter.store import DecisionLog, SqliteItems, SqliteStore
+from tracerouter.store import DecisionLog, RedisItems, RedisStore, SqliteItems, SqliteStore
+from tracerouter.store.redis import SCHEMES
 from tracerouter.telemetry import Keep, Telemetry, over_otlp, to_console
 from tracerouter.tokens import count
 from tracerouter.types import EMBEDDINGS, MAX_BODY_BYTES
@@ -53,6 +54,7 @@ from tracerouter.web import chat
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from tracerouter.cache.shared import SharedCache
     from tracerouter.classifiers.llm import Ask
     from tracerouter.policy import Policy
     from tracerouter.protocols import Classifier
@@ -251,11 +253,13 @@ class TelemetryOf(Written):
 
 
 def _store(found: object) -> object:
-    schemes = ("sqlite:///", "memory:")
-    if isinstance(found, str) and not found.startswith(schemes):
-        msg = "found {found}; only sqlite:///PATH and memory: are known to this version"
-        raise PydanticCustomError("not_known", msg, {"found": repr(found)})  # noqa: EM101 - as above
+    if isinstance(found, str) and not found.startswith(("sqlite:///", "memory:", *SCHEMES)):
+        msg = "names no store that is known: sqlite:///PATH, memory: or redis://HOST:PORT/DB (rediss:// for TLS)"
+        raise PydanticCustomError("not_known", msg)  # noqa: EM101 - as above; what was found may be a secret
     return found
+
+
+JOURNAL: Final = Path("tracerouter-journal.db")
 
 
 class Settings(Written):
@@ -264,6 +268,10 @@ class Settings(Written):
     models: Annotated[dict[str, ModelOf], Field(min_length=1)]
     classifier: list[ClassifierOf] = ["rules", "examples"]
     store: Annotated[str, BeforeValidator(_store)] = "sqlite:///tracerouter.db"
+    journal: Path = Field(
+        default=JOURNAL,
+        description="Beside a redis:// store: the SQLite file of this machine's decision log and ledger",
+    )
     keys: KeysOf | None = None
     telemetry: TelemetryOf = TelemetryOf()
     timeout: Positive = Field(default=120.0, description="A request's deadline, where the caller names none")
@@ -273,6 +281,13 @@ class Settings(Written):
     )
     max_body: Annotated[int, Field(ge=1024)] = Field(default=MAX_BODY_BYTES, description="Bytes")
     policy: Path
+
+    @model_validator(mode="after")
+    def _journal_beside_redis(self) -> Self:
+        if "journal" in self.model_fields_set and not self.store.startswith(SCHEMES):
+            msg = "only a redis:// `store` has a journal beside it; this one is the file itself: leave `journal` out"
+            raise PydanticCustomError("not_known", msg, {"key": "journal"})  # noqa: EM101 - as above
+        return self
 
     @model_validator(mode="after")
     def _classifiers_ask_models(self) -> Self:
@@ -341,9 +356,11 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
         if serves or not isinstance(one, LlmOf)  # who only explains asks no model
     ]
     risks = RiskClassifier(Chain(classifiers), policy.risks)
-    store = SqliteStore(store_path(settings.store, folder))
+    store = SqliteStore(store_path(settings.store, folder, settings.journal))
+    redis = RedisStore(settings.store) if settings.store.startswith(SCHEMES) else None
+    cache = OutputCache(BoundedMemoryCache(), _shared(redis) if redis else None)
     ledger = SqliteLedger(store, policy.timezone)
-    items = SqliteItems(store)
+    items = RedisItems(redis) if redis else SqliteItems(store)
     telemetry = _telemetry(settings.telemetry, endpoint, policy, store, host)
     quotas = QuotaState(ledger, policy, keys or ())
     telemetry.instruments.tenant_spend.read = quotas.spend
@@ -360,6 +377,9 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
         await asyncio.to_thread(count, "")
 
     async def closing() -> None:
+        await cache.close()
+        if redis is not None:
+            await redis.close()
         await session.close()
         for model in models:
             close = getattr(model.provider, "close", None)
@@ -374,10 +394,10 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
         policy,
         classifier=CachedClassifier(risks),
         checks=checks,
-        cache=OutputCache(BoundedMemoryCache()),
+        cache=cache,
         ledger=ledger,
         quotas=quotas,
-        rates=MemoryRates(),
+        rates=RedisRates(redis) if redis else MemoryRates(),
         confirmations=Confirmations(items),
         jobs=Jobs(items, chat.later) if "queue" in policy.actions else None,
         telemetry=telemetry,
@@ -395,9 +415,15 @@ def _check_actions(policy: Policy, store: str) -> None:
         if action in policy.actions and store == "memory:":
             msg = (
                 f"{policy.source}: {policy.actions[action]}: `{action}` keeps {what} in the store, and "
-                "`store: memory:` forgets them with the process: use sqlite:///PATH"
+                "`store: memory:` forgets them with the process: use sqlite:///PATH or redis://HOST:PORT/DB"
             )
             raise ConfigError(msg)
+
+
+def _shared(redis: RedisStore) -> SharedCache:
+    from tracerouter.cache.shared import SharedCache  # noqa: PLC0415 - extra `redis`
+
+    return SharedCache(redis)
 
 
 class _Session:
@@ -551,8 +577,10 @@ def _endpoint(found: TelemetryOf) -> str | None:
     return told
 
 
-def store_path(found: str, folder: Path) -> Path | str:
-    """Return the SQLite file that ``store`` names, or ``:memory:``."""
+def store_path(found: str, folder: Path, journal: Path = JOURNAL) -> Path | str:
+    """Return the SQLite file that ``store`` names, or has beside it, or ``:memory:``."""
+    if found.startswith(SCHEMES):
+        return folder / journal
     return ":memory:" if found == "memory:" else folder / found.removeprefix("sqlite:///")
 
 

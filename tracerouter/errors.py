@@ -115,7 +115,7 @@ class CallerGone(TracerouterError):
 
 
 class StoreUnavailable(TracerouterError):
-    """The store can't be reached, or its disk fails: what needs it degrades, and the service goes on."""
+    """The store can't be reached, or its disk fails: what needs it degrades; ``str()`` holds no data."""
 
 
 class ProviderError(TracerouterError):

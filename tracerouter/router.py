@@ -7,8 +7,9 @@ import logging
 import time
 from contextlib import suppress
 from contextvars import ContextVar
+from functools import wraps
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from tracerouter.cache import output_key, prompt_hash
 from tracerouter.errors import (
@@ -57,7 +58,7 @@ from tracerouter.types import (
 from tracerouter.validators import Custom, judge
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
     from tracerouter.cache import OutputCache
     from tracerouter.policy import Policy
@@ -76,8 +77,25 @@ HANDLER = "handler"
 
 log = logging.getLogger(__name__)
 
+_Route = TypeVar("_Route", bound="Callable[..., Coroutine[Any, Any, Outcome]]")
+
 _classifying: ContextVar[tuple[Draft, float]] = ContextVar("classifying")
 """The request that is being classified, and its deadline: a classifier is asked with the task alone."""
+
+
+def _in_flight(route: _Route) -> _Route:
+    """Let what one request finds be for all equal ones at the same time: see :class:`tracerouter.cache.Flights`."""
+
+    @wraps(route)
+    async def carried(self: Router, task: Task, sink: Sink | None = None) -> Outcome:
+        key = self._key(task)
+        if self._cache is None or key is None:
+            return await route(self, task, sink)
+        # a task costs more than an answer at hand; and a wrapped handler stays in that of its own request
+        apart = task.handler is None and not await self._cache.at_hand(key, task.freshness)
+        return await self._cache.flights.carry(lambda taps: route(self, task, taps), sink, apart=apart)
+
+    return cast("_Route", carried)
 
 
 class Router:
@@ -139,6 +157,7 @@ class Router:
         self._classifier = classifier
         self._checks = checks
         self._cache = cache if policy.caches else None
+        self._keyed: tuple[Task, str | None] | None = None
         self._ledger = ledger
         self.quotas = quotas
         self._rates = rates
@@ -155,6 +174,7 @@ class Router:
                 alias=HANDLER, name=HANDLER, provider=HandlerProvider(), kind=HANDLER, timeout=None
             )
 
+    @_in_flight
     async def route(self, task: Task, sink: Sink | None = None) -> Outcome:
         """Answer `task`, as cheaply as policy and validators allow.
 
@@ -177,7 +197,7 @@ class Router:
                 return draft.end(*_turned_back(draft))
             pinned = self._able(task, self._pinned(task))
             ladder = ladder if pinned else self._able(task, ladder)
-            hit = await self._look_up(task, draft)
+            hit = await self._look_up(task, deadline, draft)
             if hit.fresh:
                 return await self._answer(Status.CACHED, Reason.CACHE_HIT, hit.completion, tap, draft)
             classification = await self._classify(task, deadline, draft)
@@ -415,18 +435,30 @@ class Router:
             raise BadRequest(msg, "x-tracerouter-cache")
         return task.freshness._replace(max_age=known[label])
 
-    async def _look_up(self, task: Task, draft: Draft) -> Hit:
-        freshness, policy = self._freshness(task), self.policy
-        key = output_key(task, scope=policy.scope, salt=policy.salt, normal=policy.normal) if self._cache else None
+    def _key(self, task: Task) -> str | None:
+        """Return the key of the answer, if there may be one; when it is asked for again at once it is the same."""
+        if self._cache is None:
+            return None
+        if self._keyed is None or self._keyed[0] is not task:
+            scope, salt, normal = self.policy.scope, self.policy.salt, self.policy.normal
+            self._keyed = (task, output_key(task, scope=scope, salt=salt, normal=normal))
+        return self._keyed[1]
+
+    async def _look_up(self, task: Task, deadline: float, draft: Draft) -> Hit:
+        """Return what the cache holds; a miss may have waited for an equal request, or now be what others wait for."""
+        freshness, key = self._freshness(task), self._key(task)
         if self._cache is None or key is None:
             return draft.hit
         with draft.timeline.stage("cache") as stage:
-            draft.hit = hit = await self._cache.look_up(key, freshness)
+            draft.hit = hit = await self._cache.look_up(key, freshness, draft.timeline.root.traceparent, deadline)
             stage.attributes[names.CACHE_LAYER] = hit.layer
             stage.attributes[names.CACHE_STATUS] = hit.status
             stage.attributes[names.CACHE_KEY_HASH] = key
             if hit.age is not None:
                 stage.attributes[names.CACHE_AGE] = hit.age
+            if hit.leader is not None:
+                stage.attributes[names.CACHE_WAITED] = hit.waited
+                stage.link(hit.leader)
         return hit
 
     async def _classify(self, task: Task, deadline: float, draft: Draft) -> Classification:
@@ -467,8 +499,10 @@ class Router:
     def _decide(
         self, task: Task, found: Classification, ladder: Sequence[str], pinned: tuple[str, ...], draft: Draft
     ) -> Decision:
-        draft.decision = self._decision(task, found, ladder, pinned)
-        return draft.decision
+        draft.decision = decision = self._decision(task, found, ladder, pinned)
+        if self._cache is not None and not decision.rules.cache_ttl:
+            self._cache.keep_nothing()
+        return decision
 
     def _decision(self, task: Task, found: Classification, ladder: Sequence[str], pinned: tuple[str, ...]) -> Decision:
         limit = self.policy.task(found.label).max_input_tokens
@@ -586,6 +620,8 @@ class Router:
         """Try one rung, validate its answer and settle its cost, however it ends."""
         model, meter = self.models[rung.alias], Meter()
         completion, verdict, error, cancelled = None, None, None, False
+        if self._cache is not None and rung.alias in self._handlers:
+            self._cache.keep_nothing()
         try:
             with draft.timeline.stage(rung.role.value) as stage:
                 try:

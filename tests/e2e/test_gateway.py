@@ -289,6 +289,7 @@ async def test_real_requests_emit_what_the_table_says(
     await post(http, gateway, asking("q [[ok a b]]", stream=True) | {"stream": False})
     async with http.post(gateway.url + CHAT, json=asking("s [[ok a b]]", stream=True)) as response:
         await response.read()
+    await asyncio.gather(*(post(http, gateway, asking("at once [[slow 0.3 a b c]]")) for _ in range(2)))
     async with http.post(gateway.url + CHAT, data=b"no JSON") as response:
         assert response.status == 400
     for step in ("ok", "500"):

@@ -16,7 +16,8 @@ from tracerouter.policy.file import read
 from tracerouter.providers.local import check_installed
 from tracerouter.providers.weights import weights
 from tracerouter.quota import QuotaState, SqliteLedger
-from tracerouter.store import SqliteStore
+from tracerouter.store import RedisStore, SqliteStore
+from tracerouter.store.redis import SCHEMES
 
 if TYPE_CHECKING:
     import argparse
@@ -30,6 +31,7 @@ class _StoreOnly(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
     store: str = "sqlite:///tracerouter.db"
+    journal: Path = config.JOURNAL
 
 
 class _PolicyOnly(BaseModel):
@@ -90,7 +92,8 @@ def store(path: Path | None, say: Callable[[str], object]) -> SqliteStore:
         say(f"there is no {HERE} here, so this is the demo's log; name yours by --config")
         return demo_store()
     path = path or HERE
-    found = config.store_path(read(path, _StoreOnly, variables={"store"}).store, path.parent)
+    written = read(path, _StoreOnly, variables={"store", "journal"})
+    found = config.store_path(written.store, path.parent, written.journal)
     if not isinstance(found, Path) or not found.exists():
         msg = f"there is no decision log at {found}: nothing was routed yet, or `store` is memory:"
         raise ConfigError(msg)
@@ -111,6 +114,18 @@ def quotas(path: Path | None, say: Callable[[str], object]) -> Iterator[tuple[Qu
         yield QuotaState(SqliteLedger(kept, policy.timezone), policy), policy
     finally:
         kept.close()
+
+
+def redis_store(path: Path | None) -> RedisStore | None:
+    """Return the Redis that the file names as its store, if it does.
+
+    Raises:
+        ConfigError: The file can't be read, or the extra ``redis`` is not installed.
+    """
+    if _is_demo(path):
+        return None
+    written = read(path or HERE, _StoreOnly, variables={"store", "journal"})
+    return RedisStore(written.store) if written.store.startswith(SCHEMES) else None
 
 
 def demo_store() -> SqliteStore:

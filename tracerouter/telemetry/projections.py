@@ -135,6 +135,7 @@ SPAN_ATTRIBUTES: Final[dict[str, dict[str, type]]] = {
     "route": _STAGE | {names.KEEP: str} | {f.span: f.type for f in FIELDS if f.span},
     "cache": _STAGE | {
         names.CACHE_LAYER: str, names.CACHE_STATUS: str, names.CACHE_KEY_HASH: str, names.CACHE_AGE: float,
+        names.CACHE_WAITED: float,
     },
     "classify": _STAGE | {
         names.COST_SOURCE: str,
@@ -229,8 +230,8 @@ def _measure_request(record: Record, task: str | None, keep: str | None, m: Inst
     m.requests.add(1, record.route, record.outcome, task, record.arm)
     m.duration.record(record.latency_ms / 1e3, record.route, record.outcome, record.arm, seen_in=seen_in)
     m.overhead.record(record.overhead_ms / 1e3, record.route, seen_in=seen_in)
-    if record.cache_layer is not None:
-        m.cache.add(1, record.cache_layer, record.cache_status)
+    for layer, result in record.cache_looked:
+        m.cache.add(1, layer, result)
     if record.classifier is not None:
         m.classifications.add(1, task, record.classifier, not record.confidence)
         if record.confidence:
