@@ -415,6 +415,7 @@ class Router:
                 draft.standings, denied = await self._rates.take(task.caller, rates, tokens)
                 if denied is not None:
                     with draft.timeline.stage("quota") as stage:
+                        stage.event(names.ACTION_EVENT, **{names.QUOTA_ACTION: "refuse", "applied": True})
                         _limited(stage, draft, denied, "refuse")
                     return False
         if self.jobs is not None and task.respond_async:

@@ -11,6 +11,7 @@ from tests.unit.test_router import Rig, rig
 from tracerouter.errors import ConfigError
 from tracerouter.quota import Confirmations, Jobs, SqliteLedger
 from tracerouter.store import SqliteItems, SqliteStore
+from tracerouter.telemetry import Keep, names
 from tracerouter.types import Completion, Status, Task
 from tracerouter.web import chat
 
@@ -59,6 +60,17 @@ async def test_the_worker_starts_with_the_first_job(store: SqliteStore) -> None:
     assert [row["outcome"] for row in with_models.rows.rows] == ["answered", "queued", "queued"]
     assert [row.get("job") for row in with_models.rows.rows] == [None, outcome.job.id, outcome.job.id]
     assert len({row["trace_id"] for row in with_models.rows.rows}) == 3
+
+
+async def test_what_was_put_off_is_always_kept(store: SqliteStore) -> None:
+    """The trace that a run is linked to is there, and so is that of a request that is to be confirmed."""
+    with_models = limited(store, "queue", "confirm")
+    with_models.router.telemetry.keep = Keep(share=0.0)
+    for later in (True, False):
+        await with_models.router.route(Task.chat("hello", respond_async=later))
+    await with_models.router.close()
+    roots = [span for span in with_models.seen.spans if span.name.startswith("route")]
+    assert [dict(span.attributes or {})[names.KEEP] for span in roots] == ["refusal", "refusal"]
 
 
 async def test_what_needs_its_request_is_not_queued(store: SqliteStore) -> None:

@@ -403,8 +403,10 @@ def _duration(seconds: float) -> str:
     """Write seconds as OpenAI does: ``12ms``, ``1.5s``, ``6m0s``."""
     if seconds < 1:
         return f"{ceil(seconds * 1e3)}ms"
-    minutes, rest = divmod(seconds, 60)
-    return f"{minutes:.0f}m{rest:.0f}s" if minutes else f"{rest:.3g}s"
+    if seconds < 60:  # noqa: PLR2004 - a minute
+        return f"{seconds:.3g}s"
+    minutes, rest = divmod(ceil(seconds), 60)
+    return f"{minutes}m{rest}s"
 
 
 def _usd(nanos: int | None) -> float | None:
