@@ -42,8 +42,9 @@ from tracerouter.providers import (
 from tracerouter.providers.simulated import Rule
 from tracerouter.providers.simulated import Spread as LogNormal
 from tracerouter.quota import SqliteLedger
+from tracerouter.review import Reviews, Webhooks, Worker
 from tracerouter.router import Router
-from tracerouter.store import DecisionLog, SqliteStore
+from tracerouter.store import DecisionLog, SqliteItems, SqliteStore
 from tracerouter.telemetry import Keep, Telemetry, over_otlp, to_console
 from tracerouter.tokens import count
 from tracerouter.types import EMBEDDINGS, MAX_BODY_BYTES
@@ -257,6 +258,14 @@ def _store(found: object) -> object:
     return found
 
 
+class WebhooksOf(Written):
+    """Where callers may be told what came of a review."""
+
+    allow: list[str] = Field(min_length=1, description="URLs that a target must be below")
+    secret: SecretStr = Field(description="whsec_ and random bytes in base64: signs what is sent")
+    private: bool = Field(default=False, description="Whether targets may be at loopback and private addresses")
+
+
 class Settings(Written):
     """``tracerouter.yaml``, the deployment."""
 
@@ -265,6 +274,7 @@ class Settings(Written):
     store: Annotated[str, BeforeValidator(_store)] = "sqlite:///tracerouter.db"
     keys: KeysOf | None = None
     telemetry: TelemetryOf = TelemetryOf()
+    webhooks: WebhooksOf | None = None
     timeout: Positive = Field(default=120.0, description="A request's deadline, where the caller names none")
     keep_alive: Positive = Field(default=15.0, description="Silence in a stream after which a comment is sent")
     max_body: Annotated[int, Field(ge=1024)] = Field(default=MAX_BODY_BYTES, description="Bytes")
@@ -342,7 +352,16 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
     telemetry.instruments.decisions_dropped.read = lambda: store.dropped_by_reason
     telemetry.instruments.entries_lost.read = lambda: store.lost_by_reason
 
+    reviews = Reviews(SqliteItems(store), policy.review, telemetry=telemetry)
+    webhooks = _webhooks(settings.webhooks)
+    worker = Worker(reviews, webhooks)
+    reviews.woken = worker.wake
+    if policy.reviews:
+        telemetry.instruments.review_depth.read = reviews.depth
+        telemetry.instruments.review_age.read = reviews.oldest_age
+
     async def starting() -> None:
+        worker.wake()
         for classifier in (*classifiers, risks):
             warm = getattr(classifier, "warm", None)
             if warm is not None:
@@ -350,6 +369,7 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
         await asyncio.to_thread(count, "")
 
     async def closing() -> None:
+        await worker.close()
         await session.close()
         for model in models:
             close = getattr(model.provider, "close", None)
@@ -367,6 +387,8 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
         cache=OutputCache(BoundedMemoryCache()),
         ledger=ledger,
         telemetry=telemetry,
+        reviews=reviews,
+        webhooks=webhooks,
         timeout=settings.timeout,
         starting=starting,
         closing=closing,
@@ -474,6 +496,10 @@ def _classifier(found: object, policy: Policy, folder: Path, ask: Ask) -> Classi
         raise ConfigError(msg)
     made: Classifier = _made(str(found), "classifier", {})
     return made
+
+
+def _webhooks(found: WebhooksOf | None) -> Webhooks | None:
+    return None if found is None else Webhooks(found.allow, found.secret.get_secret_value(), private=found.private)
 
 
 def _telemetry(found: TelemetryOf, policy: Policy, store: SqliteStore, host: Mapping[str, Any]) -> Telemetry:

@@ -4,6 +4,9 @@
     ├── ConfigError            a file or setting of the owner's is wrong; names file, line and the fix
     ├── BadRequest             what the caller sent is wrong; names the field        (HTTP 400)
     │   ├── Unauthorized       no key, or one that is not known                      (HTTP 401)
+    │   ├── Forbidden          its key may not do that                               (HTTP 403)
+    │   ├── NotFound           there is no such thing, or it is another tenant's     (HTTP 404)
+    │   ├── Conflict           somebody else was first, or it is too late            (HTTP 409)
     │   ├── UnknownModel       `model` is neither `auto` nor an alias                (HTTP 404)
     │   └── TooLarge           a body or prompt over the limit                       (HTTP 413)
     ├── CallerGone             the caller stopped reading its stream
@@ -65,6 +68,27 @@ class Unauthorized(BadRequest):
 
     status = 401
     code = "invalid_api_key"
+
+
+class Forbidden(BadRequest):
+    """The caller's key may not do that."""
+
+    status = 403
+    code = "forbidden"
+
+
+class NotFound(BadRequest):
+    """There is no such thing, or none that is the caller's to see."""
+
+    status = 404
+    code = "not_found"
+
+
+class Conflict(BadRequest):
+    """Somebody else was first, or it is too late."""
+
+    status = 409
+    code = "conflict"
 
 
 class UnknownModel(BadRequest):

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 _SHORTEST_KEY = 8
+_MAY = ("admin", "reviewer")
 
 
 class KeysOf(Written):
-    """Where the API keys are: a JSON list of ``{"key", "tenant", "team", "user", "tier"}``."""
+    """Where the API keys are: a JSON list of ``{"key", "tenant", "team", "user", "tier", "admin", "reviewer"}``."""
 
     env: str | None = Field(default=None, description="A variable that holds the list")
     file: Path | None = None
@@ -72,9 +73,11 @@ def _callers(source: str, text: str) -> Iterable[tuple[bytes, Caller]]:
     except orjson.JSONDecodeError:
         entries = None
     if not isinstance(entries, list):
-        msg = f'keys: {source} must hold a JSON list of {{"key", "tenant", "team", "user", "tier"}}'
+        msg = (
+            f'keys: {source} must hold a JSON list of {{"key", "tenant", "team", "user", "tier", "admin", "reviewer"}}'
+        )
         raise ConfigError(msg)
-    known = ("key", "tenant", "team", "user", "tier")
+    known = ("key", "tenant", "team", "user", "tier", *_MAY)
     for position, entry in enumerate(entries):
         where = f"keys: {source}, entry {position}"
         if not isinstance(entry, dict) or not isinstance(entry.get("key"), str) or len(entry["key"]) < _SHORTEST_KEY:
@@ -84,13 +87,17 @@ def _callers(source: str, text: str) -> Iterable[tuple[bytes, Caller]]:
             if name not in known:
                 msg = f"{where}: {name!r} is not known{nearest(name, known)}"
                 raise ConfigError(msg)
-            if value is not None and not isinstance(value, str):
+            if name in _MAY and not isinstance(value, bool):
+                msg = f"{where}: {name!r} must be true or false"
+                raise ConfigError(msg)
+            if name not in _MAY and value is not None and not isinstance(value, str):
                 msg = f"{where}: {name!r} must be a string"
                 raise ConfigError(msg)
         if not entry.get("tenant"):
             msg = f"{where}: needs a `tenant`"
             raise ConfigError(msg)
-        yield _digest(entry["key"]), Caller(entry["tenant"], entry.get("team"), entry.get("user"), entry.get("tier"))
+        who = Caller(**{name: value for name, value in entry.items() if name != "key"})
+        yield _digest(entry["key"]), who
 
 
 def _digest(key: str) -> bytes:

@@ -45,6 +45,7 @@ class Status(StrEnum):
 
     ANSWERED = "answered"
     CACHED = "cached"
+    IN_REVIEW = "in_review"
     REFUSED = "refused"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -76,10 +77,20 @@ class Reason(StrEnum):
     CONTEXT_TOO_LONG = "context_too_long"
     # why no answer
     NOT_ALLOWED = "not_allowed"
+    REVIEW_UNAVAILABLE = "review_unavailable"
     NO_RUNG_LEFT = "no_rung_left"
     CANCELLED = "cancelled"
     BAD_REQUEST = "bad_request"
     INTERNAL = "internal"
+
+
+class Review(StrEnum):
+    """How a person comes in."""
+
+    DRAFT = "draft"
+    """The cheap rung's answer is a draft: a person decides on it before the caller gets anything."""
+    AFTER_LADDER = "after_ladder"
+    """Only where no rung gave an acceptable answer."""
 
 
 class Source(StrEnum):
@@ -98,6 +109,10 @@ class Caller:
     team: str | None = None
     user: str | None = None
     tier: str | None = None
+    admin: bool = False
+    """May see and do what concerns every tenant."""
+    reviewer: bool = False
+    """May see and decide its tenant's reviews."""
 
 
 class Freshness(NamedTuple):
@@ -127,6 +142,8 @@ class Task:
     """Seconds from the start of ``route`` to the deadline. None: the router's."""
     request_id: str | None = None
     """None: the router draws one."""
+    webhook: str | None = None
+    """The URL that is to be told what came of a review."""
     handler: Callable[[Call, Meter], Awaitable[Completion]] | None = None
     """The wrapped service's own handler, which an alias of provider ``handler`` calls."""
 
@@ -543,6 +560,9 @@ class Decision:
     policy: str
     """``name@version``."""
     arm: str = "stable"
+    review: Review | None = None
+    """Whether and how a person comes in. With a draft the rungs are those that may write it, and the reason is what
+    makes it one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -646,6 +666,8 @@ class Outcome:
     attempts: tuple[Attempt, ...] = ()
     classifier_calls: tuple[Attempt, ...] = ()
     """The models that classifiers asked; no rungs, but they cost too."""
+    review: str | None = None
+    """The id of the review, where it is for a person to answer."""
 
     @property
     def cost_nanos(self) -> int | None:

@@ -301,7 +301,7 @@ KEY = "tr-0123456789"
 @pytest.mark.parametrize(
     ("entries", "said"),
     [
-        (KEY, 'must hold a JSON list of {"key", "tenant", "team", "user", "tier"}'),
+        (KEY, 'must hold a JSON list of {"key", "tenant", "team", "user", "tier", "admin", "reviewer"}'),
         ({"key": KEY}, "must hold a JSON list"),
         ([KEY], "entry 0: needs a `key` of at least 8 characters"),
         ([{"key": KEY, "tenant": "a"}, {"key": "short", "tenant": "a"}], "entry 1: needs a `key` of at least 8"),

@@ -12,14 +12,17 @@ from tracerouter.cache import BoundedMemoryCache, OutputCache
 from tracerouter.classifiers import Chain, RiskClassifier
 from tracerouter.errors import BadRequest
 from tracerouter.policy import Policy, PolicyFile
+from tracerouter.policy.model import ReviewPolicy
 from tracerouter.providers import Simulated, SimulatedProvider
+from tracerouter.review import Reviews
+from tracerouter.store import SqliteItems, SqliteStore
 from tracerouter.types import Caller, Classification, Outcome, Reason, Status, Task
 from tracerouter.validators import Checks
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-ROUTES = {"cached", "cheap", "expensive", "fallback", "refused", "failed"}
+ROUTES = {"cached", "cheap", "expensive", "fallback", "review", "refused", "failed"}
 """Design.md's words for a route, those built today."""
 
 
@@ -100,6 +103,17 @@ async def lost() -> Rig:
     return with_models
 
 
+async def reviewed() -> Rig:
+    store = SqliteStore(":memory:")
+    reviews = Reviews(SqliteItems(store), ReviewPolicy())
+    policy = {"risks": {"legal": {"match": ["contract"], "review": "draft"}}}
+    with_models = rig("fine", policy=policy, reviews=reviews)
+    await routed(with_models, Task.chat("a contract"))
+    store.close()
+    await routed(with_models, Task.chat("a contract"))
+    return with_models
+
+
 async def ended() -> Rig:
     with_models = rig("hang")
     routing = asyncio.create_task(with_models.router.route(Task.chat("hello")))
@@ -124,7 +138,16 @@ async def ended() -> Rig:
     return with_models
 
 
-DRIVES: list[Callable[[], Awaitable[Rig]]] = [confident, thresholds, rules, unsupported, rejected, lost, ended]
+DRIVES: list[Callable[[], Awaitable[Rig]]] = [
+    confident,
+    thresholds,
+    rules,
+    unsupported,
+    rejected,
+    lost,
+    reviewed,
+    ended,
+]
 
 
 @pytest.fixture
@@ -150,6 +173,9 @@ async def test_codes_agree_within_a_row(rows: list[dict[str, Any]]) -> None:
             assert row["reason"] == row["fallback_reason"] == row["attempts"][-2]["failure"]
         if row["outcome"] in ("refused", "cached"):
             assert row["route"] == row["outcome"]
+        if row["reason"] == "review_unavailable":
+            assert row["attempt_count"] == 1  # the draft was paid for when the queue turned out to be closed
+        elif row["outcome"] in ("refused", "cached"):
             assert row["attempt_count"] == 0
             assert row["cost"] == 0
         assert (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +15,14 @@ from tracerouter.errors import ConfigError
 from tracerouter.policy.file import read
 from tracerouter.providers.local import check_installed
 from tracerouter.providers.weights import weights
-from tracerouter.store import SqliteStore
+from tracerouter.store import RedisItems, RedisStore, SqliteItems, SqliteStore
+from tracerouter.store.redis import SCHEMES
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
+
+    from tracerouter.store import Items
 
 
 class _StoreOnly(BaseModel):
@@ -83,6 +88,28 @@ def store(path: Path | None, say: Callable[[str], object]) -> SqliteStore:
         msg = f"there is no decision log at {found}: nothing was routed yet, or `store` is memory:"
         raise ConfigError(msg)
     return SqliteStore(found)
+
+
+@asynccontextmanager
+async def items(path: Path | None, say: Callable[[str], object]) -> AsyncIterator[Items]:
+    """Open the reviews and jobs of the store that the file names: those that every replica shares.
+
+    Raises:
+        ConfigError: There is none yet.
+    """
+    named = None if _is_demo(path) else read(path or HERE, _StoreOnly, variables={"store"}).store
+    if named is not None and named.startswith(SCHEMES):
+        shared = RedisStore(named)
+        try:
+            yield RedisItems(shared)
+        finally:
+            await shared.close()
+        return
+    kept = store(path, say)
+    try:
+        yield SqliteItems(kept)
+    finally:
+        await asyncio.to_thread(kept.close)
 
 
 def demo_store() -> SqliteStore:

@@ -204,6 +204,12 @@ class Instruments:
         self.tenant_spend = GaugeOf(
             "tracerouter.tenant.spend", "{USD}", ("tenant", "period"),
             "Spend in the current period: the 20 tenants that spend most, and other.")  # fmt: skip
+        self.review_depth = GaugeOf(
+            "tracerouter.review.depth", "{review}", ("queue",),
+            "Reviews that wait for a person.")  # fmt: skip
+        self.review_age = GaugeOf(
+            "tracerouter.review.oldest_age", "s", ("queue",),
+            "Age of the oldest of them.")  # fmt: skip
         self.traces_kept = CounterOf(
             "tracerouter.traces.kept", "{trace}", ("reason",),
             "Traces kept, by why.")  # fmt: skip

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from opentelemetry._logs import LogRecord, SeverityNumber
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import (
+    Link,
     NonRecordingSpan,
     SpanContext,
     SpanKind,
@@ -100,6 +101,7 @@ FIELDS: Final = (
     Field("attempt_count", int, names.ATTEMPTS, "attempts", "attempts", read=lambda r: len(r.attempts)),
     Field("attempts", tuple, read=lambda r: tuple(tried.told() for tried in r.attempts) or None),
     Field("classifier_calls", tuple, read=lambda r: tuple(call.told() for call in r.classifier_calls) or None),
+    Field("review_id", str, names.REVIEW_ID),
     Field("error_type", str, names.ERROR_TYPE),
     Field("prompt", str),
     Field("answer", str),
@@ -133,6 +135,9 @@ SPAN_ATTRIBUTES: Final[dict[str, dict[str, type]]] = {
     "expensive": _STAGE | _RUNG,
     "fallback": _STAGE | _RUNG | {
         names.FALLBACK_FROM: str, names.FALLBACK_TO: str, names.FALLBACK_REASON: str,
+    },
+    "review": _STAGE | {
+        names.REVIEW_ID: str, names.REVIEW_ACTION: str, names.REVIEWER: str, names.REVIEW_WAIT: float, names.KEEP: str,
     },
     "validate": _STAGE | {names.VALIDATION_STATUS: str, names.VALIDATION_FAILURES: tuple},
     "chat": {
@@ -195,8 +200,8 @@ def spans(record: Record, told: Row, keep: str, resource: Resource, scope: Instr
     return made
 
 
-def server_span(timeline: Timeline, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
-    """Make the span of the HTTP request itself, the only note of its timeline."""
+def only_span(timeline: Timeline, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
+    """Make the span of the only note of a timeline: of an HTTP request itself, or of a review's decision."""
     note = timeline.root
     return _span(note, _identity(timeline, note), timeline.parent, _attributes(note), resource, scope)
 
@@ -361,6 +366,7 @@ def _span(  # noqa: PLR0913 - what a span is made of
         parent=parent,
         resource=resource,
         attributes=attributes,
+        links=[Link(context) for context in note.links],
         events=[Event(name, details, at_ns) for name, at_ns, details in note.events],
         kind=note.kind,
         status=Status(StatusCode.ERROR, note.status_message) if note.error_type else _OK,

@@ -113,6 +113,7 @@ class Record:
     attempts: tuple[Tried, ...]
     classifier_calls: tuple[Tried, ...]
     """The models that classifiers asked."""
+    review_id: str | None
     error_type: str | None
     prompt: str | None
     answer: str | None
@@ -151,6 +152,7 @@ class Draft:
         "policy",
         "prompt_hash",
         "request_id",
+        "review_id",
         "task",
         "timeline",
     )
@@ -178,6 +180,7 @@ class Draft:
         self.decision: Decision | None = None
         self.attempts: list[Attempt] = []
         self.classifier_calls: list[Attempt] = []
+        self.review_id: str | None = None
         self._finish = finish
         self._providers = providers
         self._baseline = baseline
@@ -205,6 +208,11 @@ class Draft:
     def id(self) -> str:
         """An id that no caller can choose, and that no other request has."""
         return f"{self.timeline.trace_id:032x}-{self._note.span_id:016x}"
+
+    @property
+    def span_id(self) -> int:
+        """That of the ``route`` span."""
+        return self._note.span_id
 
     @property
     def started(self) -> float:
@@ -242,6 +250,7 @@ class Draft:
             completion,
             tuple(self.attempts),
             tuple(self.classifier_calls),
+            self.review_id,
         )
 
     def _record(self, status: Status, reason: Reason, completion: Completion | None) -> Record:
@@ -254,7 +263,7 @@ class Draft:
         waited = sum(chat.latency for chat in chats)
         verdict = next((attempt.verdict for attempt in reversed(attempts) if attempt.verdict), None)
         caller = self.task.caller
-        answered_by = last.rung.alias if last and last.accepted else None
+        answered_by = last.rung.alias if last and last.accepted and status is not Status.IN_REVIEW else None
         served = self.hit.alias if status is Status.CACHED else answered_by
         return Record(
             time=self._started,
@@ -298,6 +307,7 @@ class Draft:
             fallback_reason=attempts[-2].reason.value if fell_back and attempts[-2].reason else None,
             attempts=tuple(_tried(attempt) for attempt in attempts),
             classifier_calls=tuple(_tried(call) for call in self.classifier_calls),
+            review_id=self.review_id,
             error_type=note.error_type,
             prompt=self.task.text if self.timeline.capture else None,
             answer=completion.text if self.timeline.capture and completion and "choices" in completion.body else None,
@@ -329,6 +339,8 @@ def _summed(attempts: list[Attempt]) -> tuple[Usage, int | None, Source]:
 def _route(status: Status, last: Attempt | None) -> str:
     if status is Status.ANSWERED and last is not None:
         return last.rung.role.value
+    if status is Status.IN_REVIEW:
+        return "review"
     return (status if status in (Status.CACHED, Status.REFUSED) else Status.FAILED).value
 
 

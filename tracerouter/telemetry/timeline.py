@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, NonRecordingSpan, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from tracerouter.errors import ProviderError
@@ -23,7 +23,7 @@ from tracerouter.telemetry import names
 from tracerouter.types import CHAT, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from contextvars import Token
     from types import TracebackType
 
@@ -79,6 +79,7 @@ class Note:
         "flags",
         "keep",
         "kind",
+        "links",
         "name",
         "parent_id",
         "span_id",
@@ -99,6 +100,8 @@ class Note:
         self.span_id = _draw(64) or 1
         self.attributes: dict[str, Any] = {}
         self.events: list[tuple[str, int, dict[str, Any]]] = []
+        self.links: Sequence[SpanContext] = ()
+        """Spans of other traces that belong to it."""
         self.usage: Usage | None = None
         self.cost_nanos: int | None = 0
         self.error_type: str | None = None
@@ -192,6 +195,11 @@ class Timeline:
             return cls()
         remote = _propagator.extract(headers, otel_context.Context())
         return cls(trace.get_current_span(remote).get_span_context())
+
+    @classmethod
+    def apart(cls) -> Self:
+        """Begin a trace of its own, whatever span is open."""
+        return cls(INVALID_SPAN_CONTEXT)
 
     def server(self, name: str) -> Note:
         """Open the note of an HTTP request that is served."""

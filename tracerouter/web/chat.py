@@ -9,6 +9,7 @@ import orjson
 from aiohttp import web
 
 from tracerouter.errors import BadRequest, CallerGone, TooLarge
+from tracerouter.review import HEADER as WEBHOOK_HEADER
 from tracerouter.telemetry import fresh_id
 from tracerouter.types import Freshness, Task
 from tracerouter.web import errors
@@ -36,6 +37,7 @@ class Service(Protocol):
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
+_RESPOND_ASYNC = re.compile(r"(^|[,;])\s*respond-async\s*($|[,;])", re.IGNORECASE)
 _FRESHNESS = re.compile(r"max-age=(\d{1,9})|([a-z][a-z0-9_]{0,31})")
 
 
@@ -89,6 +91,7 @@ def wishes(headers: Mapping[str, str]) -> dict[str, Any]:
         "hint": _name(headers, "x-tracerouter-task"),
         "freshness": _freshness(headers),
         "timeout": _timeout(headers),
+        "webhook": headers.get(WEBHOOK_HEADER),
     }
 
 
@@ -133,6 +136,9 @@ async def answer(
         if stream is None or stream.response is None:
             raise
         return await stream.fail(error)
+    begun = service is not None and service.response is not None and service.response.prepared
+    if outcome.review is not None and not begun and (stream is None or stream.response is None):
+        return in_review(request, outcome)
     if service is not None and service.response is not None and router.ended_at_handler(outcome):
         if not service.response.prepared:
             service.response.headers.update(outcome.headers)
@@ -140,6 +146,16 @@ async def answer(
     if stream is not None and (stream.response is not None or outcome.completion is not None):
         return await stream.finish(outcome)
     return plain(outcome, "chat.completion")
+
+
+def in_review(request: web.Request, outcome: Outcome) -> web.Response:
+    """Say that a person will answer: 202 to a caller that takes that, else an error that is not tried again."""
+    if not _RESPOND_ASYNC.search(",".join(request.headers.getall("prefer", []))):
+        return plain(outcome, "chat.completion")
+    facts = errors.review_facts(outcome)
+    body = {**facts["review"], "object": "tracerouter.review", "state": "pending", "tracerouter": facts}
+    headers = {**outcome.headers, "location": facts["review"]["url"], "preference-applied": "respond-async"}
+    return web.Response(body=orjson.dumps(body), status=202, headers=headers, content_type="application/json")
 
 
 def plain(outcome: Outcome, kind: str) -> web.Response:

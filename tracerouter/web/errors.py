@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from math import ceil
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 from aiohttp import web
 
 from tracerouter.errors import BadRequest, ProviderError, RequestRejected, ServerFailed
+from tracerouter.review import url
 from tracerouter.types import Outcome, Reason, Status
 
 if TYPE_CHECKING:
@@ -22,10 +23,14 @@ _BY_STATUS = {
     401: "authentication_error",
     403: "permission_error",
     404: "invalid_request_error",
+    409: "conflict_error",
     413: "invalid_request_error",
     429: "rate_limit_error",
 }
-_REFUSED = {Reason.NOT_ALLOWED: (403, "your tier may not use this model")}
+_REFUSED = {
+    Reason.NOT_ALLOWED: (403, "your tier may not use this model"),
+    Reason.REVIEW_UNAVAILABLE: (503, "the answer needs a person's review, and the queue for that can't be written"),
+}
 
 
 class Problem(NamedTuple):
@@ -42,12 +47,16 @@ class Problem(NamedTuple):
     ``x-should-retry`` says no: what was tried here, on every rung and with each model's own retries, would be tried,
     and paid for, again."""
 
+    facts: Mapping[str, Any] | None = None
+    """The ``tracerouter`` object beside the error."""
+
     @property
     def kind(self) -> str:
         """OpenAI's name for this sort of error."""
         return _BY_STATUS.get(self.status, "server_error")
 
 
+UNAVAILABLE = Problem(503, "the store does not answer now", "store_unavailable", retry_after=5.0, retry=True)
 INTERNAL = Problem(500, "something went wrong here", "internal")
 
 
@@ -56,9 +65,12 @@ def of_bad_request(error: BadRequest) -> Problem:
     return Problem(error.status, error.message, error.code, error.param)
 
 
-def of_outcome(outcome: Outcome) -> Problem:
+def of_outcome(outcome: Outcome) -> Problem:  # noqa: PLR0911 - one for each way to have no answer
     """Tell why there is no answer: the last attempt's failure decides the status."""
-    if outcome.status is Status.REFUSED and not outcome.attempts:
+    if outcome.review is not None:
+        message = f"a person will answer this request; ask for the answer at {url(outcome.review)}"
+        return Problem(409, message, outcome.status, facts=review_facts(outcome))
+    if outcome.status is Status.REFUSED and (outcome.reason in _REFUSED or not outcome.attempts):
         status, message = _REFUSED.get(outcome.reason, (503, "no model is left that may serve this request"))
         return Problem(status, message, outcome.reason)
     tried = ", ".join(f"{a.rung.alias}: {a.reason}" for a in outcome.attempts) or "none was tried"
@@ -74,6 +86,12 @@ def of_outcome(outcome: Outcome) -> Problem:
     if last.reason is Reason.CONTEXT_TOO_LONG:
         return Problem(400, message, "context_length_exceeded", "messages")
     return _failed(error, message, outcome.reason)
+
+
+def review_facts(outcome: Outcome) -> dict[str, Any]:
+    """Return an outcome's facts with its review: id, and where to ask for it."""
+    review = {"id": outcome.review, "url": url(outcome.review or "")}
+    return {**outcome.facts, "review": review}
 
 
 def response(problem: Problem, request_id: str, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -94,9 +112,8 @@ def response(problem: Problem, request_id: str, headers: Mapping[str, str] | Non
 def body(problem: Problem, request_id: str) -> bytes:
     """Write the error as OpenAI writes its own."""
     message = f"{problem.message} (request id {request_id})"
-    return orjson.dumps(
-        {"error": {"message": message, "type": problem.kind, "code": problem.code, "param": problem.param}}
-    )
+    told = {"error": {"message": message, "type": problem.kind, "code": problem.code, "param": problem.param}}
+    return orjson.dumps(told if problem.facts is None else {**told, "tracerouter": problem.facts})
 
 
 def _failed(error: ProviderError, message: str, reason: str) -> Problem:

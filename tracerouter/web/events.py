@@ -80,7 +80,8 @@ class EventStream(Generic[_Writer]):
     async def finish(self, outcome: Outcome) -> _Writer:
         """Write how it ended: finish reasons, usage where it was asked for, and the request's facts."""
         if outcome.completion is None:
-            await self._tell(errors.of_outcome(outcome), {"tracerouter": outcome.facts})
+            problem = errors.of_outcome(outcome)
+            await self._tell(problem, {"tracerouter": problem.facts or outcome.facts})
         else:
             await self._finish_choices(outcome.completion, outcome)
         return await self._end()

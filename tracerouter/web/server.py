@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from aiohttp import web
 
-from tracerouter.errors import BadRequest, Unauthorized, place
+from tracerouter.errors import BadRequest, StoreUnavailable, Unauthorized, place
 from tracerouter.types import Caller, Task
-from tracerouter.web import chat, errors, tracing
+from tracerouter.web import chat, errors, reviews, tracing
 from tracerouter.web.chat import REQUEST_ID
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def application(
     app.router.add_post("/v1/chat/completions", gateway.chat_completions)
     app.router.add_post("/v1/embeddings", gateway.embeddings)
     app.router.add_get("/v1/models", gateway.models)
+    reviews.add_routes(app, router, gateway.identified)
     app.router.add_get("/healthz", gateway.healthz)
     app.router.add_get("/readyz", gateway.readyz)
     app.on_startup.append(gateway.start)
@@ -68,23 +69,10 @@ class _Gateway:
         if request.path in _UNTRACED:
             return await handler(request)
         async with tracing.served(request, self._router.telemetry, request_id) as note:
-            response = await self._answered(request, handler, request_id)
+            response = await answered(request, handler, request_id)
             if note is not None:
                 note.answered(response.status)
         return response
-
-    async def _answered(self, request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
-        try:
-            return await handler(request)
-        except BadRequest as error:
-            problem = errors.of_bad_request(error)
-        except web.HTTPException as error:
-            code = "not_found" if error.status == 404 else "http_error"  # noqa: PLR2004 - HTTP's own number
-            problem = errors.Problem(error.status, f"{request.method} {request.path[:128]}: {error.reason}", code)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer
-            log.error("request %s failed: %s", request_id, place(error))
-            problem = errors.INTERNAL
-        return errors.response(problem, request_id)
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
         """``POST /v1/chat/completions``."""
@@ -125,9 +113,13 @@ class _Gateway:
         """Flush spans and free everything, after the last request."""
         await self._router.close()
 
+    async def identified(self, request: web.Request) -> Caller:
+        """Say who asks."""
+        return self._caller(request)
+
     def _caller(self, request: web.Request) -> Caller:
         if self._keys is None:
-            return Caller()
+            return Caller(admin=True, reviewer=True)  # who is on this machine
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         caller = self._keys.caller(key.strip()) if scheme.lower() == "bearer" and key else None
         if caller is None:
@@ -135,3 +127,20 @@ class _Gateway:
             msg = f"an API key is needed, as `Authorization: Bearer KEY`; {found}"
             raise Unauthorized(msg, "authorization")
         return caller
+
+
+async def answered(request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
+    """Run `handler`, and answer whatever goes wrong in OpenAI's shape."""
+    try:
+        return await handler(request)
+    except BadRequest as error:
+        problem = errors.of_bad_request(error)
+    except StoreUnavailable:
+        problem = errors.UNAVAILABLE
+    except web.HTTPException as error:
+        code = "not_found" if error.status == 404 else "http_error"  # noqa: PLR2004 - HTTP's own number
+        problem = errors.Problem(error.status, f"{request.method} {request.path[:128]}: {error.reason}", code)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer
+        log.error("request %s failed: %s", request_id, place(error))
+        problem = errors.INTERNAL
+    return errors.response(problem, request_id)

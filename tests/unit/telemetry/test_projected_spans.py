@@ -205,7 +205,7 @@ def test_every_note_is_closed_whatever_happens(seen: Seen) -> None:
 def test_names_and_types_are_those_of_the_table() -> None:
     """The table of attributes names each once a kind of span, and every route fact has a place in it."""
     assert set(projections.SPAN_ATTRIBUTES) == {
-        "server", "route", "cache", "classify", "cheap", "expensive", "fallback", "validate", "chat",
+        "server", "route", "cache", "classify", "cheap", "expensive", "fallback", "validate", "review", "chat",
         "embeddings",
     }  # fmt: skip
     for kind in projections.SPAN_ATTRIBUTES:
