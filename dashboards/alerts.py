@@ -57,6 +57,8 @@ UNSTABLE: Final = 0.25
 """Population stability index from which two distributions are commonly held to differ."""
 LESS_SURE: Final = 0.15
 ONE_LABEL: Final = 0.95
+CLASSIFIER_FAILED: Final = 0.05
+"""The share of classifications in which a classifier failed, and no other was sure."""
 OVERHEAD: Final = 0.1
 """Seconds."""
 LOST: Final = 0.05
@@ -195,7 +197,13 @@ def _outgrew(name: str, limit: float, always: float) -> str:
 _TO_MODELS: Final = 'tracerouter_requests_total{route!~"cached|refused"}'
 _JUDGED: Final = 'tracerouter_validations_total{status!="skipped"}'
 _BY_CLASSIFIER: Final = 'tracerouter_classifications_total{classifier!="hint"}'
-_PROVIDER_FAILED: Final = 'tracerouter_attempts_total{error_type=~"timeout|rate_limited|provider_error"}'
+_RUNGS: Final = 'tracerouter_attempts_total{role!="classify"}'
+_PROVIDER_FAILED: Final = (
+    'tracerouter_attempts_total{role!="classify", error_type=~"timeout|rate_limited|provider_error"}'
+)
+_CHATS: Final = 'tracerouter_requests_total{task!="embeddings"}'
+_CLASSIFYING: Final = 'tracerouter_stage_duration_seconds_count{stage="classify", error_type!="cancelled"}'
+_PASSED_OVER: Final = 'tracerouter_stage_duration_seconds_count{stage="classify", error_type!~"|cancelled"}'
 _SPEND: Final = 'tracerouter_tenant_spend{period="day"}'
 _CALLS: Final = "gen_ai_client_operation_duration_seconds"
 _TOO_EARLY: Final = "otelcol_processor_tail_sampling_sampling_trace_dropped_too_early_total"
@@ -250,8 +258,9 @@ RECORDINGS: Final[tuple[Recording, ...]] = (
     *_beside_its_day(
         "tracerouter:cached_ratio",
         'tracerouter_requests_total{route="cached"}',
-        "tracerouter_requests_total",
-        "Share of all requests that the cache answered: it falls too when nothing is looked up any more.",
+        _CHATS,
+        "Share of all requests that the cache answered: it falls too when nothing is looked up any more. Embeddings, "
+        "which are never looked up, are not counted.",
     ),
     *_beside_its_day(
         "tracerouter:validation_failure_ratio",
@@ -263,8 +272,9 @@ RECORDINGS: Final[tuple[Recording, ...]] = (
     *_two_windows(
         "tracerouter:provider_error_ratio",
         _PROVIDER_FAILED,
-        "tracerouter_attempts_total",
-        "Share of attempts at which the provider failed; prompts that are too long are the caller's doing.",
+        _RUNGS,
+        "Share of attempts at which the provider failed; prompts that are too long are the caller's doing, and what "
+        "classifiers ask has an alert of its own.",
         "model",
     ),
     Recording("tracerouter:slow_call_ratio:5m", _slow_calls("5m"), "Share of model calls slower than 10 s."),
@@ -355,8 +365,12 @@ def _requests(route: str, outcome: str = "answered", task: str = "extract") -> s
     return f'tracerouter_requests_total{{route="{route}", outcome="{outcome}", task="{task}"}}'
 
 
-def _attempts(model: str, failure: str = "") -> str:
-    return f'tracerouter_attempts_total{{model="{model}", role="cheap", error_type="{failure}"}}'
+def _attempts(model: str, failure: str = "", role: str = "cheap") -> str:
+    return f'tracerouter_attempts_total{{model="{model}", role="{role}", error_type="{failure}"}}'
+
+
+def _classifying(failure: str = "") -> str:
+    return f'tracerouter_stage_duration_seconds_count{{stage="classify", error_type="{failure}"}}'
 
 
 def _classified(task: str, classifier: str = "examples") -> str:
@@ -697,6 +711,14 @@ ALERTS: Final[tuple[Alert, ...]] = (
                 {_requests("cached", "cached"): _after_calm(40, 30), _requests("cheap"): _after_calm(60, 70)},
             ),
             Case(
+                "a job asks for embeddings, which are never cached",
+                {
+                    _requests("cached", "cached", ""): _after_calm(40, 40),
+                    _requests("cheap"): _after_calm(60, 60),
+                    _requests("cheap", task="embeddings"): _after_calm(0, 400),
+                },
+            ),
+            Case(
                 "it never answered much",
                 {_requests("cached", "cached"): _after_calm(5, 0), _requests("cheap"): _after_calm(95, 100)},
             ),
@@ -748,6 +770,69 @@ ALERTS: Final[tuple[Alert, ...]] = (
             Case("a mean confidence of 0.85 instead of 0.9", _confidence_of(0.85)),
             Case("callers name other tasks themselves", _mix(0.1, 0.9, "hint")),
             Case("a service that has one label", {_classified("summarize"): ((60, 300),)}),
+        ),
+    ),
+    Alert(
+        name="ClassifierFailing",
+        severity="ticket",
+        expr=f"{_grown(_PASSED_OVER, '10m')} / {_grown(_CLASSIFYING, '10m')} > {CLASSIFIER_FAILED} "
+        f"and {_grown(_CLASSIFYING, '10m')} >= {REQUESTS}",
+        hold="{5m}",
+        summary="A classifier fails, and no other is sure",
+        description="For {{ $value | humanizePercentage }} of the requests that were classified in the last {10m}, a "
+        "classifier failed and no other was sure.",
+        meaning="The model that a classifier asks fails or is too slow, or a classifier of your own raises. Users are "
+        "served, after they have waited for it; but what nobody is sure of goes to the last rung, at its price.",
+        panel=("classifier-validation", "Failed classifying"),
+        query='sum by (model, error_type) (increase(tracerouter_attempts_total{role="classify"}[{10m}])) or '
+        'sum by (error_type) (increase(tracerouter_stage_duration_seconds_count{stage="classify"}[{10m}]))',
+        confine=(
+            Change(
+                "If the query names a model, let the classifier ask another one.",
+                {"classifier": ["rules", "examples", {"llm": "large"}]},
+                "tracerouter.yaml",
+            ),
+            Change(
+                "Or leave the classifier out: nobody waits for it any more.",
+                {"classifier": ["rules", "examples"]},
+                "tracerouter.yaml",
+            ),
+            Change(
+                "While nobody is sure, let the cheap model try first what no task, risk or tier reserves. Validators "
+                "still stand behind it.",
+                {"min_confidence": 0.0},
+            ),
+        ),
+        then="`tracerouter trace --last abstained` (or `low_confidence`): the `classify` span has `error.type`, and so "
+        "has the `chat` span beneath it, with the server's address, if a model was asked. If none was, the log names "
+        "the classifier's class and the exception. A model that answers without a label does not count here: it "
+        "abstains.",
+        fires=(
+            Case(
+                "the model that is asked about one request in five is too slow",
+                {_classifying(): _after_calm(60, 48), _classifying("timeout"): _after_calm(0, 12)},
+            ),
+            Case(
+                "a classifier of one's own raises from the first request on",
+                {_classifying("ImportError"): ((60, 30),)},
+            ),
+        ),
+        silent=(
+            Case(
+                "one in fifty is passed over",
+                {_classifying(): _after_calm(60, 58.8), _classifying("timeout"): _after_calm(0, 1.2)},
+            ),
+            Case(
+                "callers leave while they wait",
+                {_classifying(): _after_calm(60, 30), _classifying("cancelled"): _after_calm(0, 30)},
+            ),
+            Case(
+                "it is over",
+                {
+                    _classifying(): ((60, 180), (30, 20), (60, 15)),
+                    _classifying("timeout"): ((0, 180), (30, 20), (0, 15)),
+                },
+            ),
         ),
     ),
     Alert(
@@ -804,8 +889,7 @@ ALERTS: Final[tuple[Alert, ...]] = (
     Alert(
         name="ProviderErrors",
         severity="page",
-        expr=f"{_burns('tracerouter:provider_error_ratio', WORKING)} "
-        f"and {_grown('tracerouter_attempts_total', '1h', 'model')} >= {SOME}",
+        expr=f"{_burns('tracerouter:provider_error_ratio', WORKING)} and {_grown(_RUNGS, '1h', 'model')} >= {SOME}",
         hold="{2m}",
         summary="Model {{ $labels.model }} fails",
         description="{{ $value | humanizePercentage }} of the attempts at model {{ $labels.model }} failed in the "
@@ -813,7 +897,7 @@ ALERTS: Final[tuple[Alert, ...]] = (
         meaning="The provider times out, answers 429 or 5xx, or can't be reached. If it is the cheap model, others "
         "answer at their price; if it is the last rung, users get errors.",
         panel=("providers", "Provider error ratio by model"),
-        query="sum by (model, error_type) "
+        query="sum by (model, role, error_type) "
         '(increase(tracerouter_attempts_total{error_type=~"timeout|rate_limited|provider_error"}[{10m}]))',
         confine=(
             Change(
@@ -826,9 +910,15 @@ ALERTS: Final[tuple[Alert, ...]] = (
                 "risk or a tier must go too: `policy check` names them, one at a time.",
                 {"ladder": ["small"]},
             ),
+            Change(
+                "If it is a model for embeddings, no other can stand in for it, since vectors of two models can't be "
+                "compared. Ask the same model where else it is served.",
+                {"models": {"embed": {"base_url": "https://elsewhere.example.com/v1"}}},
+                "tracerouter.yaml",
+            ),
         ),
-        then="`tracerouter trace --last provider_error` (or `timeout`, `rate_limited`): the `chat` span has "
-        "`error.type`, the server's address and the retries. Then the provider's status page.",
+        then="`tracerouter trace --last provider_error` (or `timeout`, `rate_limited`): the `chat` or `embeddings` "
+        "span has `error.type`, the server's address and the retries. Then the provider's status page.",
         fires=(
             Case(
                 "a third of the attempts time out",
@@ -841,8 +931,24 @@ ALERTS: Final[tuple[Alert, ...]] = (
                 {"model": "large"},
                 thin=1,
             ),
+            Case(
+                "a model for embeddings fails",
+                {
+                    _attempts("small"): _after_calm(60, 60),
+                    _attempts("embed"): _after_calm(60, 0),
+                    _attempts("embed", "provider_error"): _after_calm(0, 60),
+                },
+                {"model": "embed"},
+            ),
         ),
         silent=(
+            Case(
+                "it fails those who ask it what a request is",
+                {
+                    _attempts("small"): _after_calm(60, 60),
+                    _attempts("small", "timeout", "classify"): _after_calm(0, 40),
+                },
+            ),
             Case(
                 "a third times out for ten minutes",
                 {_attempts("small"): _after_calm(60, 40, 10), _attempts("small", "timeout"): _after_calm(0, 20, 10)},

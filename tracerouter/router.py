@@ -369,6 +369,8 @@ class Router:
             finally:
                 _classifying.reset(token)
                 draft.bill_classifying(stage)
+            if found.failed:
+                stage.fail(found.failed)
             told[names.LABEL] = found.label
             told[names.CONFIDENCE] = found.confidence
             told[names.CLASSIFIER] = found.classifier
@@ -387,7 +389,7 @@ class Router:
                 found = await self._classifier.classify(task)
         except TimeoutError:
             log.warning("a classifier took all of a request's time")
-            found = Classification()
+            found = Classification(failed=Reason.TIMEOUT.value)
         if task.hint is None:
             return found
         return Classification(

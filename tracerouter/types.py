@@ -505,8 +505,9 @@ class Classification:
     """Whether it was remembered from an equal request."""
     evidence: tuple[Evidence, ...] = ()
     """Why the risks, where the detection is ours."""
-    partial: bool = False
-    """Whether a classifier failed and was passed over, so that asking again may tell more."""
+    failed: str = ""
+    """Why a classifier was passed over, so that asking again may tell more: its model's failure as a reason code, or
+    the exception's type. Empty: none failed, or another was sure all the same."""
 
     @property
     def abstained(self) -> bool:

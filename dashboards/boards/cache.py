@@ -31,9 +31,9 @@ BOARD = Board(
             stat(
                 "Answered from the cache",
                 """sum(increase(tracerouter_requests_total{route="cached"}[$__range]))
-                / sum(increase(tracerouter_requests_total[$__range]))""",
+                / sum(increase(tracerouter_requests_total{task!="embeddings"}[$__range]))""",
                 unit="percentunit",
-                about="Share of all requests that needed no model.",
+                about="Share of all requests that needed no model; embeddings, which are never cached, are left out.",
                 then=to("route-mix", "Who answers the rest?"),
             ),
             stat(
@@ -65,8 +65,9 @@ BOARD = Board(
                 {"{{result}}": "sum by (result) (rate(tracerouter_cache_operations_total[$__rate_interval]))"},
                 unit="ops",
                 stacked=True,
-                about="""Look-ups a second. stale: an answer was there and had expired, so a model was asked: a longer
-                    ttl would have served it. bypass: the caller asked for none.""",
+                about="""Look-ups a second. stale: an answer was there, but had expired, or was older than the caller
+                    takes (max-age, or a name of policy's freshness), so a model was asked: a longer ttl or a laxer
+                    name would have served it. bypass: the caller asked for none.""",
                 then=to("providers", "Are models failing?"),
             ),
             timeseries(

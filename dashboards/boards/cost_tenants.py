@@ -66,8 +66,8 @@ BOARD = Board(
                 {"{{role}}": "sum by (role) (rate(tracerouter_cost_total[$__rate_interval])) * 3600"},
                 unit="currencyUSD",
                 stacked=True,
-                about="""Cheap and expensive are first attempts, fallback is paid for a second time. Fallback growing:
-                    a storm.""",
+                about="""Cheap and expensive are first attempts, fallback is paid for a second time, and classify is
+                    what classifiers ask models. Fallback growing: a storm.""",
                 then=to("fallback-storms", "Why do requests fall back?"),
             ),
             timeseries(
@@ -96,13 +96,15 @@ BOARD = Board(
             timeseries(
                 "Saved per hour by route's role",
                 {
-                    "{{role}}": """sum by (role) (rate(tracerouter_cost_baseline_total[$__rate_interval])) * 3600
+                    "{{role}}": """(sum by (role) (rate(tracerouter_cost_baseline_total[$__rate_interval])) * 3600
+                    or sum by (role) (rate(tracerouter_cost_total[$__rate_interval])) * 0)
                     - (sum by (role) (rate(tracerouter_cost_total[$__rate_interval])) * 3600
                     or sum by (role) (rate(tracerouter_cost_baseline_total[$__rate_interval])) * 0)"""
                 },
                 unit="currencyUSD",
                 about="""Where the saving comes from: the role of the answer's model, or cached. Fallback below zero is
-                    the price of trying; cheap below zero is the share of its attempts that failed.""",
+                    the price of trying; cheap below zero is the share of its attempts that failed; classify is always
+                    below: it is what knowing costs.""",
                 then=to("cache", "What does the cache save?"),
             ),
             timeseries(

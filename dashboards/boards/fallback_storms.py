@@ -170,7 +170,7 @@ BOARD = Board(
                 "Failing attempts by model and reason",
                 {
                     "{{model}}: {{error_type}}": """sum by (model, error_type) (
-                        rate(tracerouter_attempts_total{error_type!=""}[$__rate_interval]))"""
+                        rate(tracerouter_attempts_total{role!="classify", error_type!=""}[$__rate_interval]))"""
                 },
                 unit="ops",
                 stacked=True,
@@ -187,7 +187,8 @@ BOARD = Board(
                 },
                 unit="percentunit",
                 about="""Share of attempts without an accepted answer, in the time shown. A fallback that fails leaves
-                    no rung: its requests have failed.""",
+                    no rung: its requests have failed. A model that fails as classify leaves a request without a label:
+                    it starts at the last rung.""",
             ),
         ),
     ],

@@ -7,7 +7,8 @@ from dashboards.panels import Board, bars, row, stat, timeseries, to, values_of
 BOARD = Board(
     "Route mix",
     about="""Which way do requests go, and is that what policy wants? Targets: 40 % from the cache; of what models
-        answer, 85 % cheap and no more than 15 % after a fallback.""",
+        answer, 85 % cheap and no more than 15 % after a fallback. Embeddings, for which there is no
+        choice, do not count.""",
     variables=[values_of("task", "tracerouter_requests_total")],
     rows=[
         row(
@@ -15,7 +16,7 @@ BOARD = Board(
             stat(
                 "Cached",
                 """sum(increase(tracerouter_requests_total{route="cached"}[$__range]))
-                / sum(increase(tracerouter_requests_total[$__range]))""",
+                / sum(increase(tracerouter_requests_total{task!="embeddings"}[$__range]))""",
                 unit="percentunit",
                 at_least=0.4,
                 about="""Share of requests answered from the cache, whatever task is chosen: they were never
@@ -24,9 +25,9 @@ BOARD = Board(
             ),
             stat(
                 "Cheap",
-                """sum(increase(tracerouter_requests_total{route="cheap", task=~"$task"}[$__range]))
-                / sum(increase(
-                    tracerouter_requests_total{route=~"cheap|expensive|fallback", task=~"$task"}[$__range]))""",
+                """sum(increase(tracerouter_requests_total{route="cheap", task!="embeddings", task=~"$task"}[$__range]))
+                / sum(increase(tracerouter_requests_total{
+                    route=~"cheap|expensive|fallback", task!="embeddings", task=~"$task"}[$__range]))""",
                 unit="percentunit",
                 at_least=0.85,
                 about="""Of the requests that models answered, the share where the cheap one did. Under 85 %: is it
@@ -36,8 +37,8 @@ BOARD = Board(
             stat(
                 "After a fallback",
                 """(sum(increase(tracerouter_requests_total{route="fallback", task=~"$task"}[$__range])) or vector(0))
-                / sum(increase(
-                    tracerouter_requests_total{route=~"cheap|expensive|fallback", task=~"$task"}[$__range]))""",
+                / sum(increase(tracerouter_requests_total{
+                    route=~"cheap|expensive|fallback", task!="embeddings", task=~"$task"}[$__range]))""",
                 unit="percentunit",
                 at_most=0.15,
                 about="""Of the requests that models answered, the share that was paid for twice. Over 15 %: find the
@@ -47,8 +48,8 @@ BOARD = Board(
             stat(
                 "Straight to expensive",
                 """(sum(increase(tracerouter_requests_total{route="expensive", task=~"$task"}[$__range])) or vector(0))
-                / sum(increase(
-                    tracerouter_requests_total{route=~"cheap|expensive|fallback", task=~"$task"}[$__range]))""",
+                / sum(increase(tracerouter_requests_total{
+                    route=~"cheap|expensive|fallback", task!="embeddings", task=~"$task"}[$__range]))""",
                 unit="percentunit",
                 about="""Of the requests that models answered, the share that policy sent to the last rung at once: a
                     forced task, a risk, a tier, or low confidence. Much of it: a threshold is too high.""",

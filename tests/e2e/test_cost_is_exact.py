@@ -345,7 +345,10 @@ async def test_what_a_classifier_asks_is_the_requests_cost(tmp_path: Path) -> No
     for (_, role, *_), value in instruments.cost.values.items():
         told[str(role)] += value
     assert told == by_role
-    assert {key[1] for key in instruments.attempts.values} == by_role.keys() - {"classify"}
+    assert {key[1] for key in instruments.attempts.values} == by_role.keys()
+    asked = {key: calls for key, calls in instruments.attempts.values.items() if key[1] == "classify"}
+    assert sum(asked.values()) == len(kinds)
+    assert {failure for _, _, failure in asked} > {None, "timeout", "provider_error"}
 
 
 @pytest.mark.parametrize("kind", CLASSIFIED)

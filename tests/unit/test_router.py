@@ -12,7 +12,7 @@ import pytest
 
 from tests.gateway import Seen, cost_of
 from tracerouter.cache import BoundedMemoryCache, OutputCache
-from tracerouter.classifiers import RiskClassifier, RulesClassifier
+from tracerouter.classifiers import Chain, RiskClassifier, RulesClassifier
 from tracerouter.errors import BadRequest, CallerGone, ConfigError, RateLimited, ServerFailed, UnknownModel
 from tracerouter.policy import Policy, PolicyFile
 from tracerouter.pricing import Price
@@ -698,8 +698,10 @@ async def test_a_classifier_has_no_more_time_than_the_request() -> None:
             await asyncio.Event().wait()
             raise AssertionError
 
-    outcome = await rig("fine", classifier=Hanging()).router.route(Task.chat("hello", timeout=0.05))
+    hanging = rig("fine", classifier=Hanging())
+    outcome = await hanging.router.route(Task.chat("hello", timeout=0.05))
     assert outcome.status is Status.FAILED
+    assert dict(hanging.spans()["classify"].attributes or {})["error.type"] == "timeout"
 
 
 async def test_a_broken_provider_is_a_failed_rung(caplog: pytest.LogCaptureFixture) -> None:
@@ -765,6 +767,23 @@ async def test_a_classifiers_question_ends_with_the_requests_deadline() -> None:
     (call,) = outcome.classifier_calls
     assert call.cost.source is Source.ESTIMATED
     assert outcome.cost_nanos == call.cost.nanos == asking.books.entries[0].cost.nanos
+
+
+async def test_a_classifier_that_fails_stands_on_the_span_of_its_stage() -> None:
+    """What it was passed over for is the error of the ``classify`` span; the request is none the worse in its own."""
+
+    class Broken:
+        async def classify(self, task: Task) -> Classification:
+            raise KeyError(task.text)
+
+    broken = rig("fine", classifier=Chain([Broken()]))
+    outcome = await broken.router.route(Task.chat("hush"))
+    assert outcome.status is Status.ANSWERED
+    told = {name: dict(span.attributes or {}) for name, span in broken.spans().items()}
+    assert told["classify"]["error.type"] == "KeyError"
+    assert told["classify"]["tracerouter.label"] == "other"
+    assert "error.type" not in told["route"]
+    assert "hush" not in str(told)
 
 
 async def test_a_risks_evidence_stands_on_the_span_of_its_stage() -> None:

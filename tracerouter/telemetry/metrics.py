@@ -172,7 +172,7 @@ class Instruments:
             "A request's duration less the time spent waiting on providers.")  # fmt: skip
         self.attempts = CounterOf(
             "tracerouter.attempts", "{attempt}", ("model", "role", "error.type"),
-            "Rungs tried.")  # fmt: skip
+            "Rungs tried, and models asked by classifiers (role classify).")  # fmt: skip
         self.fallbacks = CounterOf(
             "tracerouter.fallbacks", "{fallback}", ("from", "to", "reason", "task", "policy.arm"),
             "Rungs tried because an earlier one failed.")  # fmt: skip

@@ -247,9 +247,9 @@ def _measure_attempts(record: Record, task: str | None, m: Instruments) -> None:
         m.tokens.add(called.output_tokens, called.model, "output")
         if called.cost_nanos is not None:
             m.cost.add(called.cost_nanos, called.model, called.role, task, called.cost_source, record.arm)
+        m.attempts.add(1, called.model, called.role, called.failure)
     before: Tried | None = None
     for tried in record.attempts:
-        m.attempts.add(1, tried.model, tried.role, tried.failure)
         if before is not None:
             m.fallbacks.add(1, before.model, tried.model, before.failure, task, record.arm)
         before = tried

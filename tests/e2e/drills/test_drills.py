@@ -12,6 +12,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from tests.e2e.drills.drill import TICKET, Request, above
+from tests.upstream import Upstream
+from tracerouter.telemetry import names
 
 if TYPE_CHECKING:
     from tests.e2e.drills.conftest import Drills
@@ -36,6 +38,11 @@ def extract(number: int) -> Request:
 def puzzle(number: int) -> Request:
     """One that no rule knows, and the large model gets."""
     return {"text": f"think about riddle {number}"}
+
+
+def vector(number: int) -> Request:
+    """One for embeddings."""
+    return {"input": f"note {number}"}
 
 
 async def test_fallback_storm_from_a_schema_change(drill_of: Drills) -> None:
@@ -147,6 +154,47 @@ async def test_classifier_drift(drill_of: Drills) -> None:
         await drill.trace_names("confident", keep="share", label="summarize")
         await drill.confine("ClassifierDrift", resolves=False)  # the mix stays as it is
         assert await drill.routes() == {"expensive"}
+
+
+async def test_classifier_model_hangs(drill_of: Drills) -> None:
+    """The model that sorts what no rule knows says nothing more: it all goes to the large one, until another sorts."""
+    label = f"ok {json.dumps({'label': 'answer', 'confidence': 0.9})}"
+    sorted_by_model = {"models": {"sorter": {"model": "sorter-1"}}, "classifier": ["rules", {"llm": "sorter"}]}
+    async with drill_of(**sorted_by_model) as drill, drill.traffic(summarize, puzzle):
+        drill.upstream.default |= {"sorter-1": label, "large-1": label}
+        await drill.calm("ClassifierFailing")
+        assert await drill.routes() == {"cheap"}
+        drill.upstream.default["sorter-1"] = "hang"
+        drill.inject()
+        await drill.fires("ClassifierFailing", severity="ticket")
+        await drill.panel_shows("ClassifierFailing", above(0.2))
+        assert not await drill.prometheus.alerts("ProviderErrors")
+        assert await drill.prometheus.query('tracerouter_attempts_total{model="sorter", error_type="timeout"}')
+        route = await drill.trace_names("abstained", keep="share")
+        failed = {span.name: span for span in drill.sink.traces[route.trace_id] if span.failed}
+        assert failed.keys() == {"classify", "chat sorter-1"}
+        assert {span.attributes[names.ERROR_TYPE] for span in failed.values()} == {"timeout"}
+        assert await drill.routes() == {"cheap", "expensive"}
+        await drill.confine("ClassifierFailing")
+        assert await drill.routes() == {"cheap"}
+
+
+async def test_embeddings_down(drill_of: Drills) -> None:
+    """Nothing can stand in for a model that embeds: its requests fail, until the same model is asked elsewhere."""
+    async with Upstream() as elsewhere, drill_of() as drill, drill.traffic(summarize, vector):
+        await drill.calm("ProviderErrors")
+        drill.upstream.default["embed-1"] = "503"
+        drill.inject()
+        await drill.fires("ProviderErrors", model="embed", severity="page")
+        await drill.prometheus.firing("RequestsFailing")
+        await drill.panel_shows("ProviderErrors", above(0.5, model="embed"))
+        route = await drill.trace_names("no_rung_left", keep="error", label="embeddings")
+        (call,) = (span for span in drill.sink.traces[route.trace_id] if span.name == "embeddings embed-1")
+        assert (call.failed, call.attributes[names.ERROR_TYPE]) == (True, "provider_error")
+        drill.change("tracerouter.yaml", models={"embed": {"base_url": elsewhere.url}})  # as the runbook says
+        await drill.restart()
+        await drill.prometheus.resolved("ProviderErrors")
+        assert elsewhere.requests
 
 
 async def test_validation_spike(drill_of: Drills) -> None:

@@ -23,11 +23,12 @@ from opentelemetry.sdk.resources import Resource
 
 from tests.unit.test_router import Rig, Rows, Scripted, rig
 from tracerouter.cache import BoundedMemoryCache, OutputCache
+from tracerouter.classifiers import Chain
 from tracerouter.telemetry import Keep, Telemetry
 from tracerouter.telemetry.export import scope
 from tracerouter.telemetry.metrics import CounterOf, HistogramOf, Instruments, TraceRef, meter_provider
 from tracerouter.telemetry.queues import Backlog
-from tracerouter.types import NANOS, Caller, Task
+from tracerouter.types import NANOS, Caller, Classification, Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -217,6 +218,37 @@ async def test_sums_equal_the_records(measured: Measured) -> None:
     assert out.total("tracerouter.cache.operations", result="hit") == 2
     durations = out.points("tracerouter.request.duration")
     assert sum(p.sum for p in durations) == pytest.approx(sum(row["latency_ms"] for row in rows) / 1e3)
+
+
+async def test_what_classifiers_ask_is_told_by_model_role_and_failure() -> None:
+    """A classifier's model that fails can be told from a rung's, though both are one; its failure is the stage's."""
+    measured = Measured()
+
+    class Asking:
+        async def classify(self, _: Task) -> Classification:
+            await asking.router.ask("small", {"messages": [{"role": "user", "content": "well?"}]}, 1.0)
+            return Classification("sql", 0.9, classifier="asking")
+
+    asking = measured.rig(Scripted("429", "fine", "lost", "fine", "fine"), classifier=Chain([Asking()]))
+    for text in ("a", "b", "c"):
+        await asking.router.route(Task.chat(text))
+    out = measured.collect()
+    told = {
+        (p.attributes["model"], p.attributes["role"], p.attributes.get("error.type")): p.value
+        for p in out.points("tracerouter.attempts")
+    }
+    assert told == {
+        ("small", "classify", "rate_limited"): 1,
+        ("small", "classify", "provider_error"): 1,
+        ("small", "classify", None): 1,
+        ("small", "cheap", None): 2,
+        ("large", "expensive", None): 1,
+    }
+    assert out.total("tracerouter.stage.duration", stage="classify") == 3
+    assert out.total("tracerouter.stage.duration", stage="classify", error_type="rate_limited") == 1
+    assert out.total("tracerouter.classifications", classifier="none", abstained=True) == 2
+    assert out.total("tracerouter.cost", role="classify") > 0
+    assert [row["attempt_count"] for row in measured.rows.rows] == [1, 1, 1]
 
 
 async def test_labels_are_clamped_to_the_policys(measured: Measured) -> None:
