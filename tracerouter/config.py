@@ -42,9 +42,10 @@ from tracerouter.providers import (
 from tracerouter.providers.simulated import Rule
 from tracerouter.providers.simulated import Spread as LogNormal
 from tracerouter.quota import SqliteLedger
-from tracerouter.review import Reviews, Webhooks, Worker
+from tracerouter.review import LOOK, Reviews, Webhooks, Worker
 from tracerouter.router import Router
-from tracerouter.store import DecisionLog, SqliteItems, SqliteStore
+from tracerouter.store import DecisionLog, RedisItems, RedisStore, SqliteItems, SqliteStore
+from tracerouter.store.redis import SCHEMES
 from tracerouter.telemetry import Keep, Telemetry, over_otlp, to_console
 from tracerouter.tokens import count
 from tracerouter.types import EMBEDDINGS, MAX_BODY_BYTES
@@ -53,6 +54,7 @@ from tracerouter.validators import Checks
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from tracerouter.cache.shared import SharedCache
     from tracerouter.classifiers.llm import Ask
     from tracerouter.policy import Policy
     from tracerouter.protocols import Classifier
@@ -251,11 +253,13 @@ class TelemetryOf(Written):
 
 
 def _store(found: object) -> object:
-    schemes = ("sqlite:///", "memory:")
-    if isinstance(found, str) and not found.startswith(schemes):
-        msg = "found {found}; only sqlite:///PATH and memory: are known to this version"
-        raise PydanticCustomError("not_known", msg, {"found": repr(found)})  # noqa: EM101 - as above
+    if isinstance(found, str) and not found.startswith(("sqlite:///", "memory:", *SCHEMES)):
+        msg = "names no store that is known: sqlite:///PATH, memory: or redis://HOST:PORT/DB (rediss:// for TLS)"
+        raise PydanticCustomError("not_known", msg)  # noqa: EM101 - as above; what was found may be a secret
     return found
+
+
+JOURNAL: Final = Path("tracerouter-journal.db")
 
 
 class WebhooksOf(Written):
@@ -272,6 +276,10 @@ class Settings(Written):
     models: Annotated[dict[str, ModelOf], Field(min_length=1)]
     classifier: list[ClassifierOf] = ["rules", "examples"]
     store: Annotated[str, BeforeValidator(_store)] = "sqlite:///tracerouter.db"
+    journal: Path = Field(
+        default=JOURNAL,
+        description="Beside a redis:// store: the SQLite file of this machine's decision log and ledger",
+    )
     keys: KeysOf | None = None
     telemetry: TelemetryOf = TelemetryOf()
     webhooks: WebhooksOf | None = None
@@ -279,6 +287,13 @@ class Settings(Written):
     keep_alive: Positive = Field(default=15.0, description="Silence in a stream after which a comment is sent")
     max_body: Annotated[int, Field(ge=1024)] = Field(default=MAX_BODY_BYTES, description="Bytes")
     policy: Path
+
+    @model_validator(mode="after")
+    def _journal_beside_redis(self) -> Self:
+        if "journal" in self.model_fields_set and not self.store.startswith(SCHEMES):
+            msg = "only a redis:// `store` has a journal beside it; this one is the file itself: leave `journal` out"
+            raise PydanticCustomError("not_known", msg, {"key": "journal"})  # noqa: EM101 - as above
+        return self
 
     @model_validator(mode="after")
     def _classifiers_ask_models(self) -> Self:
@@ -293,6 +308,8 @@ class Settings(Written):
         return self
 
 
+SELDOM = 60.0
+"""Seconds between two looks at the queue where the policy adds nothing to it: what an older one left still expires."""
 TELEMETRY_DELAY = 0.05
 """Seconds for which finished requests wait to be told together."""
 
@@ -345,16 +362,20 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
         if serves or not isinstance(one, LlmOf)  # who only explains asks no model
     ]
     risks = RiskClassifier(Chain(classifiers), policy.risks)
-    store = SqliteStore(store_path(settings.store, folder))
+    store = SqliteStore(store_path(settings.store, folder, settings.journal))
+    redis = RedisStore(settings.store) if settings.store.startswith(SCHEMES) else None
+    cache = OutputCache(BoundedMemoryCache(), _shared(redis) if redis else None)
     ledger = SqliteLedger(store)
     telemetry = _telemetry(settings.telemetry, policy, store, host)
     telemetry.instruments.tenant_spend.read = ledger.tenant_spend
     telemetry.instruments.decisions_dropped.read = lambda: store.dropped_by_reason
     telemetry.instruments.entries_lost.read = lambda: store.lost_by_reason
 
-    reviews = Reviews(SqliteItems(store), policy.review, telemetry=telemetry)
+    reviews = Reviews(
+        RedisItems(redis) if redis is not None else SqliteItems(store), policy.review, telemetry=telemetry
+    )
     webhooks = _webhooks(settings.webhooks)
-    worker = Worker(reviews, webhooks)
+    worker = Worker(reviews, webhooks, LOOK if policy.reviews else SELDOM)
     reviews.woken = worker.wake
     if policy.reviews:
         telemetry.instruments.review_depth.read = reviews.depth
@@ -370,6 +391,9 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
 
     async def closing() -> None:
         await worker.close()
+        await cache.close()
+        if redis is not None:
+            await redis.close()
         await session.close()
         for model in models:
             close = getattr(model.provider, "close", None)
@@ -384,7 +408,7 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
         policy,
         classifier=CachedClassifier(risks),
         checks=checks,
-        cache=OutputCache(BoundedMemoryCache()),
+        cache=cache,
         ledger=ledger,
         telemetry=telemetry,
         reviews=reviews,
@@ -394,6 +418,12 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
         closing=closing,
     )
     return Deployment(router, settings, keys)
+
+
+def _shared(redis: RedisStore) -> SharedCache:
+    from tracerouter.cache.shared import SharedCache  # noqa: PLC0415 - extra `redis`
+
+    return SharedCache(redis)
 
 
 class _Session:
@@ -550,8 +580,10 @@ def _endpoint(found: TelemetryOf) -> str | None:
     return told
 
 
-def store_path(found: str, folder: Path) -> Path | str:
-    """Return the SQLite file that ``store`` names, or ``:memory:``."""
+def store_path(found: str, folder: Path, journal: Path = JOURNAL) -> Path | str:
+    """Return the SQLite file that ``store`` names, or has beside it, or ``:memory:``."""
+    if found.startswith(SCHEMES):
+        return folder / journal
     return ":memory:" if found == "memory:" else folder / found.removeprefix("sqlite:///")
 
 

@@ -310,8 +310,18 @@ async def test_real_requests_emit_what_the_table_says(
     )
     async with Gateway(by_model) as classifying:
         await post(http, classifying, asking("a [[ok]]"))
+    reviews = write(
+        tmp_path_factory.mktemp("reviews"), openai_models(upstream.url), {"tasks": {"sql": {"review": "draft"}}}
+    )
+    async with Gateway(reviews) as reviewing:
+        _, _, held = await post(http, reviewing, asking("a [[ok]]"), x_tracerouter_task="sql")
+        async with http.post(f"{reviewing.url}{held['tracerouter']['review']['url']}/approve") as response:
+            assert response.status == 200
+        async with asyncio.timeout(5):
+            while reviewing.seen.spans[-1].name != "review decision":
+                await asyncio.sleep(0.01)
     emitted: dict[str, set[str]] = {kind: set() for kind in SPAN_ATTRIBUTES}
-    for span in (*gateway.seen.spans, *classifying.seen.spans):
+    for span in (*gateway.seen.spans, *classifying.seen.spans, *reviewing.seen.spans):
         kind = "server" if span.kind.name == "SERVER" else span.name.split(" ")[0]
         told = span.attributes or {}
         emitted[kind] |= set(told)
@@ -322,7 +332,7 @@ async def test_real_requests_emit_what_the_table_says(
             wanted = {names.TOKENS_INPUT, names.TOKENS_OUTPUT, names.COST, names.LATENCY}
             assert wanted <= set(told), kind
     never = {kind: set(table) - emitted[kind] for kind, table in SPAN_ATTRIBUTES.items()}
-    fails_by_exception = {"cache": {names.ERROR_TYPE}, "classify": {names.ERROR_TYPE}, "validate": {names.ERROR_TYPE}}
+    fails_by_exception = {kind: {names.ERROR_TYPE} for kind in ("cache", "classify", "validate", "review")}
     assert {kind: left for kind, left in never.items() if left} == fails_by_exception
 
 

@@ -7,7 +7,7 @@ import base64
 import json
 import sqlite3
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -28,11 +28,13 @@ from tracerouter.types import Caller
 from tracerouter.web import setup
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
+    from tests.redis_server import RedisServer
+
 REVIEWS = "/tracerouter/reviews"
-KEYS = {
+KEYS: dict[str, dict[str, Any]] = {
     "caller-key": {"tenant": "acme", "user": "cara"},
     "colleague-key": {"tenant": "acme", "user": "carl"},
     "key-of-ann": {"tenant": "acme", "user": "ann", "reviewer": True},
@@ -99,15 +101,25 @@ async def upstream() -> AsyncIterator[Upstream]:
         yield running
 
 
+@pytest.fixture(params=["sqlite", "redis"])
+def server(request: pytest.FixtureRequest) -> RedisServer | None:
+    """Return the Redis that the queue is in; None: it is in the file."""
+    found: RedisServer | None = request.getfixturevalue("redis") if request.param == "redis" else None
+    return found
+
+
 @pytest.fixture
-def opened(tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def opened(
+    tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, server: RedisServer | None
+) -> Callable[..., Any]:
     """Open a gateway with reviews; what it has besides goes to its policy and settings."""
+    store = {"store": server.url, "journal": "tracerouter.db"} if server else {}
     monkeypatch.setenv("REVIEW_KEYS", json.dumps([{"key": key, **who} for key, who in KEYS.items()]))
 
     @asynccontextmanager
     async def opening(review: Any = None, policy: Any = None, **settings: Any) -> AsyncIterator[Callers]:
         told = {**POLICY, **(policy or {})} | ({"review": review} if review else {})
-        path = write(tmp_path, openai_models(upstream.url), told, keys={"env": "REVIEW_KEYS"}, **settings)
+        path = write(tmp_path, openai_models(upstream.url), told, keys={"env": "REVIEW_KEYS"}, **store, **settings)
         async with Gateway(path) as gateway, aiohttp.ClientSession() as http:
             yield Callers(http, gateway)
 
@@ -150,7 +162,10 @@ async def test_a_draft_goes_to_a_person_and_not_to_the_caller(callers: Callers, 
     assert completion["object"] == "chat.completion"
     assert completion["choices"][0]["message"]["content"] == "it is void"
     assert completion["usage"]["total_tokens"] > 0
-    record = next(iter(callers.gateway.records().values()))
+    async with asyncio.timeout(5):
+        while not (records := callers.gateway.records()):
+            await asyncio.sleep(0.02)
+    (record,) = records.values()
     assert (record["outcome"], record["review_id"], record["cost"] > 0) == ("in_review", review["id"], True)
 
 
@@ -459,10 +474,26 @@ async def test_the_gauges_tell_the_queue(callers: Callers) -> None:
     assert 0 < age < 60
 
 
-async def test_a_store_that_fails_lets_no_draft_out(callers: Callers, tmp_path: Path) -> None:
-    """A draft is refused with its own code; after the ladder a request fails as it would without reviews."""
-    with sqlite3.connect(tmp_path / "tracerouter.db", isolation_level=None) as other:
+@contextmanager
+def failing(server: RedisServer | None, path: Path) -> Iterator[None]:
+    """Let the store of the queue fail."""
+    if server is not None:
+        server.stop()
+        yield
+        server.start()
+        return
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+async def test_a_store_that_fails_lets_no_draft_out(
+    callers: Callers, tmp_path: Path, server: RedisServer | None
+) -> None:
+    """A draft is refused with its own code; after the ladder a request fails as it would without reviews."""
+    mine = await callers.review("the contract [[ok void]]")
+    with failing(server, tmp_path / "tracerouter.db"):
         status, headers, told = await callers.ask("the contract [[ok void]]")
         assert (status, told["error"]["code"]) == (503, "review_unavailable")
         assert (headers["x-should-retry"], headers["x-tracerouter-route"]) == ("false", "refused")
@@ -472,8 +503,8 @@ async def test_a_store_that_fails_lets_no_draft_out(callers: Callers, tmp_path: 
         assert headers["x-tracerouter-route"] == "failed"
         status, _, told = await callers.ask("hello [[ok hi]]")
         assert status == 200
-        other.execute("ROLLBACK")
-    other.close()
+        status, told = await callers.act(f"/{mine}/approve")
+        assert (status, told["error"]["code"]) == (503, "store_unavailable")
     async with asyncio.timeout(10):
         while (await callers.ask(f"the contract at {time.time()}"))[0] != 409:
             await asyncio.sleep(0.1)

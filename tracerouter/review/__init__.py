@@ -2,11 +2,12 @@
 
 from tracerouter.review.queue import ACTIONS, PATH, REVIEW, STATES, WAITING, Reviews, told, told_reviewer, url
 from tracerouter.review.webhooks import HEADER, Webhooks
-from tracerouter.review.worker import Worker
+from tracerouter.review.worker import LOOK, Worker
 
 __all__ = [
     "ACTIONS",
     "HEADER",
+    "LOOK",
     "PATH",
     "REVIEW",
     "STATES",

@@ -149,7 +149,7 @@ class Telemetry:
         timeline = Timeline.apart()
         with timeline.stage("review decision") as note:
             note.start_ns = min(int(since * 1e9), note.start_ns)
-            note.links = [SpanContext(trace_id, span_id, is_remote=True, trace_flags=timeline.flags)]
+            note.links = (SpanContext(trace_id, span_id, is_remote=True, trace_flags=timeline.flags),)
             note.attributes[names.REVIEW_ID] = review
             note.attributes[names.REVIEW_ACTION] = action
             note.attributes[names.KEEP] = "review"

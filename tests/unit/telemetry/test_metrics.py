@@ -51,6 +51,8 @@ PROMISED: dict[str, tuple[str, str, set[str], set[str]]] = {
     "tracerouter.classifications": ("counter", "{classification}", {"task", "classifier", "abstained"}, set()),
     "tracerouter.classifier.confidence": ("histogram", "1", {"task"}, set()),
     "tracerouter.tenant.spend": ("gauge", "{USD}", {"tenant", "period"}, set()),
+    "tracerouter.review.depth": ("gauge", "{review}", {"queue"}, set()),
+    "tracerouter.review.oldest_age": ("gauge", "s", {"queue"}, set()),
     "tracerouter.traces.kept": ("counter", "{trace}", {"reason"}, set()),
     "tracerouter.traces.dropped": ("counter", "{trace}", {"reason"}, set()),
     "tracerouter.logs.dropped": ("counter", "{record}", {"reason"}, set()),
@@ -158,6 +160,8 @@ async def measured() -> Measured:
     found.instruments.tenant_spend.read = lambda: [(("acme", "day"), 1.5), (("other", "month"), 2.5)]
     found.instruments.decisions_dropped.read = lambda: [(("queue_full",), 3)]
     found.instruments.entries_lost.read = lambda: [(("write_failed",), 0)]
+    found.instruments.review_depth.read = lambda: [(("review",), 2)]
+    found.instruments.review_age.read = lambda: [(("review",), 7.5)]
     for lost in (found.instruments.traces_dropped, found.instruments.logs_dropped):
         Backlog(1, lost)
     await drive(found)
