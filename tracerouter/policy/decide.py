@@ -108,9 +108,10 @@ def _resolve(
             rungs = _rungs(ladder, start)
         if not rungs:
             review = None
-        elif review is Review.DRAFT:
-            reason = cause
-        return Decision(rungs, reason, classification.label, threshold, rules, policy.id, review=review)
+        held = rules
+        if review is Review.DRAFT:
+            reason, held = cause, replace(rules, cache_ttl=None)  # a draft is for nobody else
+        return Decision(rungs, reason, classification.label, threshold, held, policy.id, review=review)
 
     decisions = {standing: decision(standing) for standing in _STANDINGS}
     return _Resolved(threshold, rule.threshold, rule.max_input_tokens, decisions)

@@ -55,6 +55,7 @@ class Worker:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
             self._running = None
+        self._reviews.look_away()
 
     async def _run(self) -> None:
         for_reviews, for_webhooks = self._bells

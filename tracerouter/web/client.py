@@ -182,7 +182,7 @@ class _Original:
         Raises:
             Exception: Its own error, where it had one.
         """
-        if not router.ended_at_handler(outcome):
+        if outcome.review is not None or not router.ended_at_handler(outcome):
             return None
         if self._error is not None:
             raise self._error

@@ -198,6 +198,12 @@ def test_review(decision: Decision, review: Review | None, reason: Reason, rungs
     assert (decision.review, decision.reason, climbed(decision)) == (review, reason, rungs)
 
 
+def test_a_draft_is_not_kept() -> None:
+    """Nor does an equal request wait for it."""
+    assert decided("sign", 0.9, policy=REVIEWS).rules.cache_ttl is None
+    assert decided("check", 0.9, policy=REVIEWS).rules.cache_ttl == 600
+
+
 def test_a_new_rule_for_drafts_empties_the_cache() -> None:
     """What was answered without a person is not given out once one is to decide; other rules change no key."""
     plain = policy_of(risks={"legal": {"min_confidence": 0.9}})
