@@ -61,6 +61,10 @@ CLASSIFIER_FAILED: Final = 0.05
 """The share of classifications in which a classifier failed, and no other was sure."""
 OVERHEAD: Final = 0.1
 """Seconds."""
+WAITING: Final = 20
+"""Reviews that wait, for half an hour without a break."""
+OLD: Final = 14_400
+"""Seconds that one review waits: a sixth of the time after which it expires, by default."""
 LOST: Final = 0.05
 """The share of traces, log records or rows."""
 NEARLY: Final = 0.9
@@ -466,6 +470,9 @@ _ONE_TRACE_LOST: Final[dict[str, Phases]] = {
     'tracerouter_traces_kept_total{reason="share"}': _after_calm(0.3, 0.3),
     'tracerouter_traces_dropped_total{reason="queue_full"}': ((0, 200), (1, 1), (0, 9)),
 }
+
+_DEPTH: Final = 'tracerouter_review_depth{queue="review"}'
+_AGE: Final = 'tracerouter_review_oldest_age_seconds{queue="review"}'
 
 ALERTS: Final[tuple[Alert, ...]] = (
     Alert(
@@ -1247,6 +1254,51 @@ ALERTS: Final[tuple[Alert, ...]] = (
             Case("a limit refuses one request in ten for five minutes", _limited("refuse", 6, 5)),
             Case("a limit sends one request in ten to the cheap model", _limited("downgrade", 6)),
             Case("no limit can be checked", _limited("refuse", 30, scope="ledger")),
+        ),
+    ),
+    Alert(
+        name="ReviewBacklog",
+        severity="ticket",
+        expr={
+            "depth": f"max by (queue) (min_over_time(tracerouter_review_depth[{{30m}}])) >= {WAITING}",
+            "age": f"max by (queue) (tracerouter_review_oldest_age_seconds) > {OLD} "
+            "and max by (queue) (tracerouter_review_depth) >= 1",
+        },
+        hold="{10m}",
+        summary="Requests wait too long for a person: {{ $labels.sign }}",
+        description="{{ $labels.sign }}: {{ $value | humanize }}.",
+        meaning="More requests go to review than reviewers decide on (`depth`), or one is forgotten (`age`, in "
+        "seconds). Callers wait for their answers; what nobody decides on expires, and then they get none.",
+        panel=("route-mix", "Reviews waiting"),
+        query='sum by (task) (increase(tracerouter_requests_total{route="review"}[{30m}]))',
+        confine=(
+            Command(
+                "Decide, the oldest first, which the list has at its end: `claim`, then `approve`, `edit` or `reject`.",
+                "tracerouter review list --config tracerouter.yaml",
+            ),
+            Change(
+                "If a model's answer may go out once validators have accepted it, let people see only what no model "
+                "could answer. It holds for new requests; those that wait have still to be decided on.",
+                {"risks": {"legal": {"review": "after_ladder"}}},
+            ),
+        ),
+        then="`tracerouter trace --last in_review`: its reason tells what sends it there. `risk`: what was found, as "
+        "`risk` events on the `classify` span. `forced_task`: the task's own `review`. `low_confidence`, `abstained`: "
+        "`review.low_confidence`, so see ClassifierDrift. Another one: every rung failed, see RequestsFailing.",
+        fires=(
+            Case("one more waits each minute", {_DEPTH: ((0, 180), (1, 90))}, {"sign": "depth", "queue": "review"}),
+            Case(
+                "one is forgotten for thirteen hours",
+                {_AGE: ((60, 780),), _DEPTH: ((0, 1), (1, 1), (0, 778))},
+                {"sign": "age", "queue": "review"},
+                thin=1,
+            ),
+        ),
+        silent=(
+            Case("ten wait", {_DEPTH: ((0, 180), (10, 1), (0, 60))}),
+            Case("fifty come together, and are decided on", {_DEPTH: ((0, 180), (50, 1), (0, 25), (-2, 25))}),
+            Case("the oldest has waited for three hours", {_AGE: ((60, 180),), _DEPTH: ((1, 1), (0, 179))}),
+            Case("nothing waits", {_DEPTH: ((0, 240),), _AGE: ((0, 240),)}),
         ),
     ),
 )

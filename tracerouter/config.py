@@ -42,6 +42,7 @@ from tracerouter.providers import (
 from tracerouter.providers.simulated import Rule
 from tracerouter.providers.simulated import Spread as LogNormal
 from tracerouter.quota import Confirmations, Jobs, MemoryRates, QuotaState, RedisRates, SqliteLedger
+from tracerouter.review import LOOK, Reviews, Webhooks, Worker
 from tracerouter.router import Router
 from tracerouter.store import DecisionLog, RedisItems, RedisStore, SqliteItems, SqliteStore
 from tracerouter.store.redis import SCHEMES
@@ -262,6 +263,14 @@ def _store(found: object) -> object:
 JOURNAL: Final = Path("tracerouter-journal.db")
 
 
+class WebhooksOf(Written):
+    """Where callers may be told what came of a review."""
+
+    allow: list[str] = Field(min_length=1, description="URLs that a target must be below")
+    secret: SecretStr = Field(description="whsec_ and random bytes in base64: signs what is sent")
+    private: bool = Field(default=False, description="Whether targets may be at loopback and private addresses")
+
+
 class Settings(Written):
     """``tracerouter.yaml``, the deployment."""
 
@@ -274,6 +283,7 @@ class Settings(Written):
     )
     keys: KeysOf | None = None
     telemetry: TelemetryOf = TelemetryOf()
+    webhooks: WebhooksOf | None = None
     timeout: Positive = Field(default=120.0, description="A request's deadline, where the caller names none")
     keep_alive: Positive = Field(default=15.0, description="Silence in a stream after which a comment is sent")
     write_timeout: Positive = Field(
@@ -302,6 +312,8 @@ class Settings(Written):
         return self
 
 
+SELDOM = 60.0
+"""Seconds between two looks at the queue where the policy adds nothing to it: what an older one left still expires."""
 TELEMETRY_DELAY = 0.05
 """Seconds for which finished requests wait to be told together."""
 
@@ -369,7 +381,18 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
     telemetry.instruments.decisions_dropped.read = lambda: store.dropped_by_reason
     telemetry.instruments.entries_lost.read = lambda: store.lost_by_reason
 
+    reviews = Reviews(
+        RedisItems(redis) if redis is not None else SqliteItems(store), policy.review, telemetry=telemetry
+    )
+    webhooks = _webhooks(settings.webhooks)
+    worker = Worker(reviews, webhooks, LOOK if policy.reviews else SELDOM)
+    reviews.woken = worker.wake
+    if policy.reviews:
+        telemetry.instruments.review_depth.read = reviews.depth
+        telemetry.instruments.review_age.read = reviews.oldest_age
+
     async def starting() -> None:
+        worker.wake()
         for classifier in (*classifiers, risks):
             warm = getattr(classifier, "warm", None)
             if warm is not None:
@@ -377,6 +400,7 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
         await asyncio.to_thread(count, "")
 
     async def closing() -> None:
+        await worker.close()
         await cache.close()
         if redis is not None:
             await redis.close()
@@ -401,6 +425,8 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
         confirmations=Confirmations(items),
         jobs=Jobs(items, chat.later) if "queue" in policy.actions else None,
         telemetry=telemetry,
+        reviews=reviews,
+        webhooks=webhooks,
         timeout=settings.timeout,
         write_timeout=settings.write_timeout,
         starting=starting,
@@ -526,6 +552,10 @@ def _classifier(found: object, policy: Policy, folder: Path, ask: Ask) -> Classi
         raise ConfigError(msg)
     made: Classifier = _made(str(found), "classifier", {})
     return made
+
+
+def _webhooks(found: WebhooksOf | None) -> Webhooks | None:
+    return None if found is None else Webhooks(found.allow, found.secret.get_secret_value(), private=found.private)
 
 
 def _telemetry(

@@ -4,6 +4,7 @@
     ├── ConfigError            a file or setting of the owner's is wrong; names file, line and the fix
     ├── BadRequest             what the caller sent is wrong; names the field        (HTTP 400)
     │   ├── Unauthorized       no key, or one that is not known                      (HTTP 401)
+    │   ├── Forbidden          its key may not do that                               (HTTP 403)
     │   ├── NotFound           there is no such thing, or it is another tenant's     (HTTP 404)
     │   ├── Conflict           somebody else was first, or it is too late            (HTTP 409)
     │   ├── KeyReused          an idempotency key came with another request before   (HTTP 422)
@@ -69,6 +70,13 @@ class Unauthorized(BadRequest):
 
     status = 401
     code = "invalid_api_key"
+
+
+class Forbidden(BadRequest):
+    """The caller's key may not do that."""
+
+    status = 403
+    code = "forbidden"
 
 
 class NotFound(BadRequest):

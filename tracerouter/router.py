@@ -47,6 +47,7 @@ from tracerouter.types import (
     Meter,
     Outcome,
     Reason,
+    Review,
     Role,
     Rules,
     Rung,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from tracerouter.policy import Policy
     from tracerouter.protocols import Classifier, Ledger, Rates, Sink
     from tracerouter.quota import Confirmations, Jobs, QuotaState, Relief
+    from tracerouter.review import Reviews, Webhooks
     from tracerouter.telemetry import Draft, Note
     from tracerouter.types import Caller, Check, Confirmation, Job, Reservation
     from tracerouter.validators import Checks, Validator
@@ -113,13 +115,15 @@ class Router:
         confirmations: The tokens with which callers pass a limit. None: they can't, and the policy names no `confirm`.
         jobs: The requests that are run later. None: none are, and the policy names no `queue`.
         telemetry: Where traces, metrics and records go. By default nowhere.
+        reviews: The queue of requests that wait for a person. None: there is none, and the policy asks for none.
+        webhooks: Where callers may be told what came of a review. None: nowhere.
         timeout: Seconds from the start of ``route`` to the deadline, where the task names none.
         write_timeout: Seconds after which the doors over HTTP give up on who takes nothing of a stream.
         starting: Loads what the first request would have to wait for.
         closing: Frees what the rooms hold, when the router is closed.
 
     Raises:
-        ConfigError: The policy names a model that is not there, or an action that nothing here can do.
+        ConfigError: The policy names a model that is not there, or what nothing here can do: an action, a review.
     """
 
     def __init__(  # noqa: PLR0913 - its rooms, each named once
@@ -136,6 +140,8 @@ class Router:
         confirmations: Confirmations | None = None,
         jobs: Jobs | None = None,
         telemetry: Telemetry | None = None,
+        reviews: Reviews | None = None,
+        webhooks: Webhooks | None = None,
         timeout: float = 60.0,
         write_timeout: float = 60.0,
         starting: Callable[[], Awaitable[None]] | None = None,
@@ -163,6 +169,8 @@ class Router:
         self._rates = rates
         self._confirmations = confirmations
         self.jobs = jobs
+        self.reviews = reviews
+        self._webhooks = webhooks
         self._timeout = timeout
         self._starting = starting
         self._closing = closing
@@ -173,6 +181,7 @@ class Router:
             self.models[HANDLER] = Model(
                 alias=HANDLER, name=HANDLER, provider=HandlerProvider(), kind=HANDLER, timeout=None
             )
+        self._check_reviews()
 
     @_in_flight
     async def route(self, task: Task, sink: Sink | None = None) -> Outcome:
@@ -195,6 +204,7 @@ class Router:
         with self._draft(task, ladder) as draft:
             if not await self._admit(task, draft):
                 return draft.end(*_turned_back(draft))
+            self._check_webhook(task)
             pinned = self._able(task, self._pinned(task))
             ladder = ladder if pinned else self._able(task, ladder)
             hit = await self._look_up(task, deadline, draft)
@@ -202,11 +212,12 @@ class Router:
                 return await self._answer(Status.CACHED, Reason.CACHE_HIT, hit.completion, tap, draft)
             classification = await self._classify(task, deadline, draft)
             decision = self._decide(task, classification, ladder, pinned, draft)
+            tap.closed = decision.review is Review.DRAFT
             validators = self._checks.of(task, decision.rules, streamed=sink is not None)
             rungs, escalation = [*decision.rungs], None
             while rungs:
                 rung = rungs.pop(0)
-                if tap.committed or self._too_late(rung, deadline):
+                if tap.committed or self._passed_over(rung, decision, deadline):
                     continue
                 call = self._call(task, decision, rung, escalation, deadline)
                 hold = await self._reserve(rung, call, draft)
@@ -217,11 +228,13 @@ class Router:
                     task, rungs = relief.task or task, [*relief.rungs, *rungs]
                     continue
                 attempt = await self._attempt(rung, call, validators, tap, draft, hold)
+                if tap.closed and attempt.completion is not None:
+                    break
                 if attempt.accepted:
                     await self._keep(hit, decision, attempt, draft)
                     return await self._answer(Status.ANSWERED, draft.reason, attempt.completion, tap, draft)
                 escalation = _escalation(attempt, classification, hit)
-            return draft.end(*_no_answer(decision, deadline, draft.attempts))
+            return await self._unanswered(task, classification, decision, deadline, tap, draft)
 
     async def embed(self, task: Task) -> Outcome:
         """Have `task` (:meth:`Task.embeddings`) answered by the model that it names, and by no other.
@@ -510,9 +523,69 @@ class Router:
         tokens = count_request(task.body) if limit is not None else 0
         return decide(found, task.caller, self.policy, ladder=ladder, pinned=pinned, input_tokens=tokens)
 
-    def _too_late(self, rung: Rung, deadline: float) -> bool:
-        """Return whether the time is over; a wrapped service answers however late it is, as it would by itself."""
-        return rung.alias not in self._handlers and _past(deadline)
+    def _check_reviews(self) -> None:
+        """Check that there is a queue where the policy needs one, and a model to write each draft."""
+        policy = self.policy
+        if policy.reviews and self.reviews is None:
+            msg = f"{policy.source}: `review` needs a queue: give the router `reviews`"
+            raise ConfigError(msg)
+        if Review.DRAFT in policy.reviews:
+            ladders = {"ladder": policy.ladder} | {f"ladders.{name}": ladder for name, ladder in policy.ladders.items()}
+            ladders |= {
+                f"tiers.{name}.ladder": tuple(tier.ladder) for name, tier in policy.tiers.items() if tier.ladder
+            }
+            for where, ladder in ladders.items():
+                if self._handlers.issuperset(ladder):
+                    msg = (
+                        f"{policy.source}: {where}: `review: draft` needs a model that writes the draft, and the "
+                        "wrapped service is none: its answers reach the caller by themselves; put a model before it, "
+                        "or say `review: after_ladder`"
+                    )
+                    raise ConfigError(msg)
+
+    def _check_webhook(self, task: Task) -> None:
+        if task.webhook is None:
+            return
+        if self._webhooks is None:
+            msg = "this gateway sends no webhooks: `webhooks` of tracerouter.yaml allows no target"
+            raise BadRequest(msg, "x-tracerouter-webhook")
+        self._webhooks.check(task.webhook)
+
+    def _passed_over(self, rung: Rung, decision: Decision, deadline: float) -> bool:
+        """Return whether a rung is not tried.
+
+        The time is over, except for a wrapped service, which answers however late it is, as it would by itself; or a
+        draft is needed, which that service can't write: its answer reaches the caller.
+        """
+        if rung.alias in self._handlers:
+            return decision.review is Review.DRAFT
+        return _past(deadline)
+
+    async def _unanswered(  # noqa: PLR0913 - what a reviewer is told
+        self,
+        task: Task,
+        classification: Classification,
+        decision: Decision,
+        deadline: float,
+        tap: _Tap,
+        draft: Draft,
+    ) -> Outcome:
+        """End a request for which there is no answer that it may have: by a person, where policy says so."""
+        status, reason = _no_answer(decision, deadline, draft.attempts)
+        if decision.review is None or self.reviews is None or status is Status.REFUSED or tap.committed:
+            return draft.end(status, reason)
+        is_draft = decision.review is Review.DRAFT
+        cause = decision.reason if is_draft else (draft.attempts[-1].reason if draft.attempts else None) or reason
+        try:
+            with draft.timeline.stage("review") as stage:
+                trace = draft.timeline.trace_id, draft.span_id
+                review = await self.reviews.add(
+                    task, decision, cause, classification, draft.attempts, request_id=draft.request_id, trace=trace
+                )
+                draft.review_id = stage.attributes[names.REVIEW_ID] = review.id
+        except StoreUnavailable:
+            return draft.end(*((Status.REFUSED, Reason.REVIEW_UNAVAILABLE) if is_draft else (status, reason)))
+        return draft.end(Status.IN_REVIEW, cause)
 
     def _call(self, task: Task, decision: Decision, rung: Rung, escalation: Escalation | None, deadline: float) -> Call:
         model = self.models[rung.alias]
@@ -557,12 +630,13 @@ class Router:
                 stage.event(names.ACTION_EVENT, **{names.QUOTA_ACTION: action, "applied": applied})
 
             rejected = escalation.rejected if escalation else None
+            drafts = draft.decision is not None and draft.decision.review is Review.DRAFT
             relief = await relieve(
                 denied,
                 rung,
                 task,
                 ladder=ladder,
-                hit=draft.hit,
+                hit=Hit() if drafts else draft.hit,  # only a person may answer
                 rejected=rejected,
                 fits=fits,
                 later=self._later(denied, rung, call, draft),
@@ -728,10 +802,12 @@ class _Tap:
     def __init__(self, sink: Sink | None) -> None:
         self._sink = sink
         self.committed = False
+        self.closed = False
+        """Whether nothing may go into it: what comes is a draft."""
 
     def live(self, validators: Iterable[Validator]) -> Sink | None:
         """Return where a model may stream to: nowhere, if the whole text must be judged first."""
-        return None if self._sink is None or any(one.reads_text for one in validators) else self._take
+        return None if self._sink is None or self.closed or any(one.reads_text for one in validators) else self._take
 
     async def pour(self, completion: Completion) -> None:
         """Give a whole answer, one chunk a choice."""

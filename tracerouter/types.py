@@ -51,6 +51,7 @@ class Status(StrEnum):
     """Not served, since a limit was reached that its caller may pass by saying so."""
     QUEUED = "queued"
     """To be run later, since a limit was reached."""
+    IN_REVIEW = "in_review"
     REFUSED = "refused"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -85,10 +86,20 @@ class Reason(StrEnum):
     BUDGET_EXHAUSTED = "budget_exhausted"
     LEDGER_UNAVAILABLE = "ledger_unavailable"
     NOT_ALLOWED = "not_allowed"
+    REVIEW_UNAVAILABLE = "review_unavailable"
     NO_RUNG_LEFT = "no_rung_left"
     CANCELLED = "cancelled"
     BAD_REQUEST = "bad_request"
     INTERNAL = "internal"
+
+
+class Review(StrEnum):
+    """How a person comes in."""
+
+    DRAFT = "draft"
+    """The cheap rung's answer is a draft: a person decides on it before the caller gets anything."""
+    AFTER_LADDER = "after_ladder"
+    """Only where no rung gave an acceptable answer."""
 
 
 class Source(StrEnum):
@@ -151,6 +162,8 @@ class Task:
     """Seconds from the start of ``route`` to the deadline. None: the router's."""
     request_id: str | None = None
     """None: the router draws one."""
+    webhook: str | None = None
+    """The URL that is to be told what came of a review."""
     handler: Callable[[Call, Meter], Awaitable[Completion]] | None = None
     """The wrapped service's own handler, which an alias of provider ``handler`` calls."""
     confirm: str | None = None
@@ -765,6 +778,9 @@ class Decision:
     policy: str
     """``name@version``."""
     arm: str = "stable"
+    review: Review | None = None
+    """Whether and how a person comes in. With a draft the rungs are those that may write it, and the reason is what
+    makes it one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -902,6 +918,8 @@ class Outcome:
     """What was offered, where it needs confirmation."""
     job: Job | None = None
     """What was queued."""
+    review: str | None = None
+    """The id of the review, where it is for a person to answer."""
 
     @property
     def cost_nanos(self) -> int | None:

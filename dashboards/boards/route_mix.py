@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dashboards import alerts
 from dashboards.panels import Board, bars, row, stat, timeseries, to, values_of
 
 BOARD = Board(
@@ -138,6 +139,27 @@ BOARD = Board(
                 unit="percentunit",
                 about="""Share by route within each arm of the policy. Without a canary there is one arm; with one, a
                     difference between the arms is what the new policy does.""",
+            ),
+        ),
+        row(
+            "What waits for a person?",
+            timeseries(
+                "Reviews waiting",
+                {"{{queue}}": "max by (queue) (tracerouter_review_depth)"},
+                unit="short",
+                at_most=alerts.WAITING,
+                about="""Requests that wait for a reviewer. Every replica tells of the same queue, hence max. If it
+                    grows, decide on them, or let policy send fewer: the runbook has the lines.""",
+                each=to("request-drilldown", "Show such requests", route="review"),
+            ),
+            timeseries(
+                "Oldest review",
+                {"{{queue}}": "max by (queue) (tracerouter_review_oldest_age_seconds)"},
+                unit="s",
+                at_most=alerts.OLD,
+                about="""For how long the oldest of them has waited. It falls when that one is decided on, or expires;
+                    a line that only rises is one that was forgotten.""",
+                each=to("request-drilldown", "Show such requests", route="review"),
             ),
         ),
     ],

@@ -113,6 +113,21 @@ def asked(step: str, **extra: Any) -> dict[str, Any]:
     return {"model": "gpt-5", "messages": [said(f"go [[{step}]]")], **extra}
 
 
+async def test_what_a_person_will_answer_is_told_instead_of_the_original_error(tmp_path: Path) -> None:
+    """Where the original call fails and its request goes to review, the application is told where to ask."""
+    async with Upstream() as cheap, Upstream(prices=PRICES) as openai:
+        small = {"small": openai_models(cheap.url)["small"]}
+        policy = {"ladder": ["small", "handler"], "tasks": {"go": {"match": ["^go"], "review": "after_ladder"}}}
+        router = tracerouter.load(write(tmp_path, {**small, **HANDLER}, policy))
+        async with aiohttp.ClientSession(middlewares=[client_middleware(router, openai.url)]) as session:
+            body = {"model": "gpt-5", "messages": [{"role": "user", "content": "go [[500]]"}]}
+            async with session.post(f"{openai.url}/chat/completions", json=body) as response:
+                told = await response.json()
+                assert (response.status, told["error"]["code"]) == (409, "in_review")
+        assert len(openai.requests) == 1
+        await router.close()
+
+
 @pytest.fixture
 async def application(tmp_path: Path) -> AsyncIterator[Application]:
     """The application, with tracerouter under its session."""

@@ -275,7 +275,7 @@ async def test_traceparent_in_and_out(http: aiohttp.ClientSession, gateway: Gate
     assert server.attributes["http.response.status_code"] == 200
 
 
-async def test_real_requests_emit_what_the_table_says(
+async def test_real_requests_emit_what_the_table_says(  # noqa: PLR0915 - one request after another
     tmp_path_factory: pytest.TempPathFactory, http: aiohttp.ClientSession, gateway: Gateway, upstream: Upstream
 ) -> None:
     """What real requests emit is the code's table: no attribute more, of no other type, and none that is for show."""
@@ -320,8 +320,18 @@ async def test_real_requests_emit_what_the_table_says(
         token = offer["error"]["confirmation"]["token"]
         await post(http, limited, asking("q [[500]]"), x_tracerouter_task="sql", x_tracerouter_confirm=token)
         await post(http, limited, asking("q [[500]]"), prefer="respond-async")
+    reviews = write(
+        tmp_path_factory.mktemp("reviews"), openai_models(upstream.url), {"tasks": {"sql": {"review": "draft"}}}
+    )
+    async with Gateway(reviews) as reviewing:
+        _, _, held = await post(http, reviewing, asking("a [[ok]]"), x_tracerouter_task="sql")
+        async with http.post(f"{reviewing.url}{held['tracerouter']['review']['url']}/approve") as response:
+            assert response.status == 200
+        async with asyncio.timeout(5):
+            while reviewing.seen.spans[-1].name != "review decision":
+                await asyncio.sleep(0.01)
     emitted: dict[str, set[str]] = {kind: set() for kind in SPAN_ATTRIBUTES}
-    for span in (*gateway.seen.spans, *classifying.seen.spans, *limited.seen.spans):
+    for span in (*gateway.seen.spans, *classifying.seen.spans, *limited.seen.spans, *reviewing.seen.spans):
         kind = "server" if span.kind.name == "SERVER" else span.name.split(" ")[0]
         told = span.attributes or {}
         emitted[kind] |= set(told)
@@ -332,7 +342,7 @@ async def test_real_requests_emit_what_the_table_says(
             wanted = {names.TOKENS_INPUT, names.TOKENS_OUTPUT, names.COST, names.LATENCY}
             assert wanted <= set(told), kind
     never = {kind: set(table) - emitted[kind] for kind, table in SPAN_ATTRIBUTES.items()}
-    fails_by_exception = {stage: {names.ERROR_TYPE} for stage in ("cache", "classify", "quota", "validate")}
+    fails_by_exception = {kind: {names.ERROR_TYPE} for kind in ("cache", "classify", "quota", "validate", "review")}
     assert {kind: left for kind, left in never.items() if left} == fails_by_exception
 
 

@@ -19,11 +19,13 @@ from aiohttp.test_utils import TestServer
 import tracerouter
 from tests.gateway import openai_models, write
 from tests.upstream import Upstream
-from tracerouter import Caller, Completion, Task
+from tracerouter import Caller, Classification, Completion, Task
 from tracerouter.cache import output_key
-from tracerouter.policy import Policy, PolicyFile
-from tracerouter.policy.model import Action, Denial, WithoutLedger
+from tracerouter.config import WebhooksOf
+from tracerouter.policy import Policy, PolicyFile, decide
+from tracerouter.policy.model import Action, Denial, ReviewPolicy, WithoutLedger
 from tracerouter.quota import QuotaState, SqliteLedger
+from tracerouter.review import Webhooks
 from tracerouter.store import SqliteStore
 from tracerouter.validators import BUILT_IN, Checks, Custom
 
@@ -118,6 +120,27 @@ async def test_budgets(tmp_path: Path) -> None:
     assert {**limit, **dict.fromkeys(changing)} == {**shown["limits"][0], **dict.fromkeys(changing)}
     begins = datetime.fromtimestamp(shown["limits"][0]["resets_at"], ZoneInfo(policy.timezone))
     assert (begins.day, begins.hour) == (1, 0)
+
+
+def test_answers_that_a_person_decides_on() -> None:
+    """The README's policy sends to a person what it says, and no other; its webhooks are ones that can be had."""
+    policy = policy_of("low_confidence:")
+    caller, ladder = Caller(), ("small", "large")
+
+    def decided(label: str, confidence: float, *risks: str) -> str | None:
+        found = Classification(label, confidence, frozenset(risks))
+        return decide(found, caller, policy, ladder=ladder).review
+
+    assert decided("chat", 0.9) is None
+    assert decided("chat", 0.1) == decided("other", 0.0) == "draft"
+    assert decided("chat", 0.9, "legal") == decided("invoice", 0.9, "legal") == "draft"
+    assert decided("invoice", 0.9) == "after_ladder"
+    assert policy.review == ReviewPolicy(low_confidence="draft")  # what the comments say are the defaults
+    blocks = re.findall(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (webhooks,) = (yaml.safe_load(block)["webhooks"] for block in blocks if block.startswith("webhooks:"))
+    secret = f"whsec_{'QUJD' * 11}"
+    made = WebhooksOf.model_validate({**webhooks, "secret": secret})
+    Webhooks(made.allow, secret).check("https://hooks.example.com/reviews/acme")
 
 
 async def test_the_client_middleware(tmp_path: Path) -> None:

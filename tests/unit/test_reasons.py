@@ -12,8 +12,10 @@ from tracerouter.cache import BoundedMemoryCache, OutputCache
 from tracerouter.classifiers import Chain, RiskClassifier
 from tracerouter.errors import BadRequest
 from tracerouter.policy import Policy, PolicyFile
+from tracerouter.policy.model import ReviewPolicy
 from tracerouter.providers import Simulated, SimulatedProvider
 from tracerouter.quota import Confirmations, Jobs, MemoryRates, SqliteLedger
+from tracerouter.review import Reviews
 from tracerouter.store import SqliteItems, SqliteStore
 from tracerouter.types import Caller, Classification, Freshness, Outcome, Reason, Status, Task
 from tracerouter.validators import Checks
@@ -22,7 +24,7 @@ from tracerouter.web import chat
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-ROUTES = {"cached", "cheap", "expensive", "fallback", "queued", "refused", "failed"}
+ROUTES = {"cached", "cheap", "expensive", "fallback", "review", "queued", "refused", "failed"}
 """Design.md's words for a route, those built today."""
 
 
@@ -103,6 +105,17 @@ async def lost() -> Rig:
     return with_models
 
 
+async def reviewed() -> Rig:
+    store = SqliteStore(":memory:")
+    reviews = Reviews(SqliteItems(store), ReviewPolicy())
+    policy = {"risks": {"legal": {"match": ["contract"], "review": "draft"}}}
+    with_models = rig("fine", policy=policy, reviews=reviews)
+    await routed(with_models, Task.chat("a contract"))
+    store.close()
+    await routed(with_models, Task.chat("a contract"))
+    return with_models
+
+
 async def ended() -> Rig:
     with_models = rig("hang")
     routing = asyncio.create_task(with_models.router.route(Task.chat("hello")))
@@ -166,6 +179,7 @@ DRIVES: list[Callable[[], Awaitable[Rig]]] = [
     unsupported,
     rejected,
     lost,
+    reviewed,
     ended,
     limits,
     later,
@@ -196,6 +210,9 @@ async def test_codes_agree_within_a_row(rows: list[dict[str, Any]]) -> None:
         if row["outcome"] in ("refused", "cached", "stale", "queued", "needs_confirmation"):
             other = {"stale": "cached", "needs_confirmation": "refused"}
             assert row["route"] == other.get(row["outcome"], row["outcome"])
+        if row["reason"] == "review_unavailable":
+            assert row["attempt_count"] == 1  # the draft was paid for when the queue turned out to be closed
+        elif row["outcome"] in ("refused", "cached", "stale", "queued", "needs_confirmation"):
             assert row["attempt_count"] == 0
             assert row["cost"] == 0
         assert (

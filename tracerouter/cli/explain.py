@@ -51,6 +51,7 @@ def run(asked: argparse.Namespace) -> int:
         f"threshold  {told['threshold']:.2f}\n"
         f"reason     {told['reason']}\n"
         f"ladder     {ladder}\n"
+        f"review     {told['review'] or 'no'}\n"
         f"policy     {told['policy']}\n"
         f"validate   {', '.join(told['validate']) or 'nothing'}\n"
         f"cache      {'kept for %g s' % told['cache_ttl'] if told['cache_ttl'] else 'never'}\n"  # noqa: UP031 - %g drops the .0
@@ -85,6 +86,7 @@ async def _explain(built: Deployment, task: Task) -> dict[str, Any]:
             {"model": rung.alias, "role": rung.role, "most": _most(built, rung.alias, tokens, limit)}
             for rung in decision.rungs
         ],
+        "review": decision.review,
         "policy": decision.policy,
         "validate": [str(one) for one in decision.rules.validate],
         "cache_ttl": decision.rules.cache_ttl,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,14 +17,15 @@ from tracerouter.policy.file import read
 from tracerouter.providers.local import check_installed
 from tracerouter.providers.weights import weights
 from tracerouter.quota import QuotaState, SqliteLedger
-from tracerouter.store import RedisStore, SqliteStore
+from tracerouter.store import RedisItems, RedisStore, SqliteItems, SqliteStore
 from tracerouter.store.redis import SCHEMES
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from tracerouter.policy import Policy
+    from tracerouter.store import Items
 
 
 class _StoreOnly(BaseModel):
@@ -126,6 +128,27 @@ def redis_store(path: Path | None) -> RedisStore | None:
         return None
     written = read(path or HERE, _StoreOnly, variables={"store", "journal"})
     return RedisStore(written.store) if written.store.startswith(SCHEMES) else None
+
+
+@asynccontextmanager
+async def items(path: Path | None, say: Callable[[str], object]) -> AsyncIterator[Items]:
+    """Open the items of the store that the file names: those that every replica shares.
+
+    Raises:
+        ConfigError: There is none yet.
+    """
+    shared = redis_store(path)
+    if shared is not None:
+        try:
+            yield RedisItems(shared)
+        finally:
+            await shared.close()
+        return
+    kept = store(path, say)
+    try:
+        yield SqliteItems(kept)
+    finally:
+        await asyncio.to_thread(kept.close)
 
 
 def demo_store() -> SqliteStore:

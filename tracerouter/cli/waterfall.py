@@ -99,6 +99,8 @@ def _detail(note: Mapping[str, Any]) -> str:
         ]
     if names.FALLBACK_REASON in told and note["name"] == "fallback":
         parts.append(f"{told[names.FALLBACK_FROM]} → {told[names.FALLBACK_TO]}: {told[names.FALLBACK_REASON]}")
+    if names.REVIEW_ID in told and note["name"] == "review":
+        parts.append(told[names.REVIEW_ID])
     if note["name"] == "validate":
         parts.append(told[names.VALIDATION_STATUS])
         parts += told.get(names.VALIDATION_FAILURES, ())

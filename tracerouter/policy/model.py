@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError
 from tracerouter.errors import ConfigError, nearest
 from tracerouter.policy.file import NotYet, Seconds, Written, read, seconds
 from tracerouter.policy.patterns import BoundedPattern
-from tracerouter.types import NANOS, Limit, Role, Rules, Wanted
+from tracerouter.types import NANOS, Limit, Review, Role, Rules, Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Tokens = Annotated[int, Field(ge=1)]
+ReviewHow = Literal["draft", "after_ladder"]
 Risk = Literal["pii", "legal", "financial", "medical", "security", "user_facing"]
 
 
@@ -196,6 +197,7 @@ class TaskPolicy(Written):
     )
     prompt: Path | None = Field(default=None, description="A text file: instructions put before the messages")
     schema_file: Path | None = Field(default=None, alias="schema", description="A JSON Schema file for the answer")
+    review: ReviewHow | None = Field(default=None, description="When a person decides on the answer")
 
 
 class RiskPolicy(Written):
@@ -207,7 +209,29 @@ class RiskPolicy(Written):
     tasks: list[str] = Field(default=[], description="Labels that raise this risk, too")
     detect: bool = Field(default=True, description="Whether the packaged detection looks for it")
     cache: Annotated[TaskCache | None, BeforeValidator(_never, json_schema_input_type=Literal["never"])] = None
-    review: NotYet = None
+    review: ReviewHow | None = Field(default=None, description="When a person decides on the answer")
+
+
+class ReviewPolicy(Written):
+    """When a person decides on an answer, besides by task and by risk, and how long that may take."""
+
+    low_confidence: ReviewHow | None = Field(default=None, description="Where the classifier is not sure enough")
+    expires: Annotated[Seconds, Field(ge=1)] = Field(
+        default=86_400.0, description="A request that nobody decided on by then has no answer; its text is deleted"
+    )
+    lease: Annotated[Seconds, Field(ge=1)] = Field(
+        default=600.0, description="How long a review is its reviewer's alone, once it is claimed"
+    )
+    history: Annotated[Seconds, Field(ge=1)] = Field(
+        default=2_592_000.0, description="How long it is known who did what when, without prompt and answer"
+    )
+
+    @model_validator(mode="after")
+    def _is_history_longer(self) -> Self:
+        if self.history < 2 * self.expires:
+            msg = "should be at least twice as long as `expires`: an answer is kept for as long again"
+            raise PydanticCustomError("not_known", msg, {"key": "history"})
+        return self
 
 
 class OnRisk(Written):
@@ -370,6 +394,7 @@ class PolicyFile(Written):
     tasks: dict[str, TaskPolicy] = {}
     risks: dict[Risk, RiskPolicy] = {}
     tiers: dict[str, TierPolicy] = {}
+    review: ReviewPolicy = ReviewPolicy()
     windows: NotYet = None
     timezone: Annotated[str, AfterValidator(_zone)] = Field(
         default="UTC", description="IANA name of the zone whose midnight ends a day and a month"
@@ -467,6 +492,7 @@ class TaskRule:
     start: str | None
     max_input_tokens: int | None
     rules: Rules
+    review: Review | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -498,6 +524,7 @@ class Policy:
     """IANA name of the zone whose midnight ends a day and a month."""
     max_choices: int
     """The most ``n`` that is taken."""
+    review: ReviewPolicy
     source: str
     """The file it was read from."""
     salt: str = field(repr=False)
@@ -527,6 +554,9 @@ class Policy:
         ]
         if normal not in (None, Normal()):
             changing.append(normal)  # what was taken for one question before may be two now
+        drafts = sorted(where for where, how in _reviews(written) if how is Review.DRAFT)
+        if drafts:
+            changing.append(drafts)  # a person's answer, and not the one that was given before without asking one
         salt = blake2b(orjson.dumps(changing, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
         return cls(
             name=written.name,
@@ -547,6 +577,7 @@ class Policy:
             without_ledger=written.without_ledger,
             timezone=written.timezone,
             max_choices=written.max_choices,
+            review=written.review,
             source=source,
             salt=salt,
         )
@@ -591,6 +622,13 @@ class Policy:
     def caches(self) -> bool:
         """Whether any answer is ever kept."""
         return any(rule.rules.cache_ttl for rule in (self.default, *self.tasks.values()))
+
+    @property
+    def reviews(self) -> set[Review]:
+        """In which ways a person may come in."""
+        by_risk = {risk.review for risk in self.risks.values()}
+        by_task = {rule.review for rule in self.tasks.values()}
+        return {Review(how) for how in (*by_risk, *by_task, self.review.low_confidence) if how}
 
     @property
     def validators(self) -> set[str | Wanted]:
@@ -661,7 +699,18 @@ def _rule(written: PolicyFile, task: TaskPolicy, folder: Path) -> TaskRule:
             max_output_tokens=task.max_output_tokens or written.max_output_tokens,
             cache_ttl=ttl,
         ),
+        review=Review(task.review) if task.review else None,
     )
+
+
+def _reviews(written: PolicyFile) -> Iterator[tuple[str, Review]]:
+    """Yield each way in which a person comes in, after the place that says so."""
+    places: dict[str, ReviewHow | None] = {f"tasks.{label}": task.review for label, task in written.tasks.items()}
+    places |= {f"risks.{name}": risk.review for name, risk in written.risks.items()}
+    places["review.low_confidence"] = written.review.low_confidence
+    for where, how in places.items():
+        if how is not None:
+            yield where, Review(how)
 
 
 def _text(path: Path) -> str:

@@ -218,6 +218,12 @@ class Instruments:
         self.budget_remaining = GaugeOf(
             "tracerouter.budget.remaining", "{USD}", ("tenant", "period"),
             "What is left of that; what is reserved counts as spent.")  # fmt: skip
+        self.review_depth = GaugeOf(
+            "tracerouter.review.depth", "{review}", ("queue",),
+            "Reviews that wait for a person.")  # fmt: skip
+        self.review_age = GaugeOf(
+            "tracerouter.review.oldest_age", "s", ("queue",),
+            "Age of the oldest of them.")  # fmt: skip
         self.traces_kept = CounterOf(
             "tracerouter.traces.kept", "{trace}", ("reason",),
             "Traces kept, by why.")  # fmt: skip

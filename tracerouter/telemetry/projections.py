@@ -111,6 +111,7 @@ FIELDS: Final = (
     Field("attempt_count", int, names.ATTEMPTS, "attempts", "attempts", read=lambda r: len(r.attempts)),
     Field("attempts", tuple, read=lambda r: tuple(tried.told() for tried in r.attempts) or None),
     Field("classifier_calls", tuple, read=lambda r: tuple(call.told() for call in r.classifier_calls) or None),
+    Field("review_id", str, names.REVIEW_ID),
     Field("error_type", str, names.ERROR_TYPE),
     Field("prompt", str),
     Field("answer", str),
@@ -148,6 +149,9 @@ SPAN_ATTRIBUTES: Final[dict[str, dict[str, type]]] = {
         names.FALLBACK_FROM: str, names.FALLBACK_TO: str, names.FALLBACK_REASON: str,
     },
     "quota": _STAGE | {names.QUOTA_SCOPE: str, names.QUOTA_HEADROOM: float, names.QUOTA_ACTION: str},
+    "review": _STAGE | {
+        names.REVIEW_ID: str, names.REVIEW_ACTION: str, names.REVIEWER: str, names.REVIEW_WAIT: float, names.KEEP: str,
+    },
     "validate": _STAGE | {names.VALIDATION_STATUS: str, names.VALIDATION_FAILURES: tuple},
     "chat": {
         names.GEN_AI_OPERATION: str, names.GEN_AI_PROVIDER: str, names.GEN_AI_REQUEST_MODEL: str,
@@ -209,8 +213,8 @@ def spans(record: Record, told: Row, keep: str, resource: Resource, scope: Instr
     return made
 
 
-def server_span(timeline: Timeline, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
-    """Make the span of the HTTP request itself, the only note of its timeline."""
+def only_span(timeline: Timeline, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
+    """Make the span of the only note of a timeline: of an HTTP request itself, or of a review's decision."""
     note = timeline.root
     return _span(note, _identity(timeline, note), timeline.parent, _attributes(note), resource, scope)
 

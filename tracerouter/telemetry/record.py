@@ -136,6 +136,7 @@ class Record:
     unvalidated: bool
     """Whether an answer was accepted that the validators had turned down."""
     cache_age: float | None
+    review_id: str | None
     error_type: str | None
     prompt: str | None
     answer: str | None
@@ -179,6 +180,7 @@ class Draft:
         "policy",
         "prompt_hash",
         "request_id",
+        "review_id",
         "standings",
         "task",
         "timeline",
@@ -215,6 +217,7 @@ class Draft:
         self.confirmed: Confirmed | None = None
         self.confirmation: Confirmation | None = None
         self.job: Job | None = None
+        self.review_id: str | None = None
         self._finish = finish
         self._providers = providers
         self._baseline = baseline
@@ -244,6 +247,11 @@ class Draft:
     def id(self) -> str:
         """An id that no caller can choose, and that no other request has."""
         return f"{self.timeline.trace_id:032x}-{self._note.span_id:016x}"
+
+    @property
+    def span_id(self) -> int:
+        """That of the ``route`` span."""
+        return self._note.span_id
 
     @property
     def started(self) -> float:
@@ -292,6 +300,7 @@ class Draft:
             self.denied,
             self.confirmation,
             self.job,
+            self.review_id,
         )
 
     def _record(self, status: Status, reason: Reason, completion: Completion | None) -> Record:
@@ -361,6 +370,7 @@ class Draft:
             turns_dropped=self.turns_dropped,
             unvalidated=status is Status.ANSWERED and last is not None and not last.accepted,
             cache_age=self.hit.age if cached else None,
+            review_id=self.review_id,
             error_type=note.error_type,
             prompt=self.task.text if self.timeline.capture else None,
             answer=completion.text if self.timeline.capture and completion and "choices" in completion.body else None,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, NonRecordingSpan, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from tracerouter.errors import ProviderError
@@ -201,6 +201,11 @@ class Timeline:
             return cls()
         remote = _propagator.extract(headers, otel_context.Context())
         return cls(trace.get_current_span(remote).get_span_context())
+
+    @classmethod
+    def apart(cls) -> Self:
+        """Begin a trace of its own, whatever span is open."""
+        return cls(INVALID_SPAN_CONTEXT)
 
     def server(self, name: str) -> Note:
         """Open the note of an HTTP request that is served."""

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from tracerouter.errors import BadRequest, CallerGone, TooLarge, TracerouterError
 from tracerouter.quota.confirmations import HEADER as CONFIRM_HEADER
+from tracerouter.review import HEADER as WEBHOOK_HEADER
 from tracerouter.telemetry import fresh_id
 from tracerouter.types import CHAT, Freshness, Outcome, Task
 from tracerouter.web import errors, jobs
@@ -106,6 +107,7 @@ def wishes(headers: Mapping[str, str]) -> dict[str, Any]:
         "confirm": headers.get(CONFIRM_HEADER),
         "respond_async": bool(_RESPOND_ASYNC.search(headers.get("prefer", ""))),
         "idempotency_key": _idempotency_key(headers),
+        "webhook": headers.get(WEBHOOK_HEADER),
     }
 
 
@@ -144,12 +146,7 @@ async def answer(
     try:
         routing = router.route(task, stream.send if stream else None)
         outcome = await (stream.kept_alive(routing, keep_alive) if stream and keep_alive else routing)
-        if service is not None and service.response is not None and router.ended_at_handler(outcome):
-            if not service.response.prepared:
-                service.response.headers.update(outcome.headers)
-            return service.response
-        if stream is not None and (stream.response is not None or outcome.completion is not None):
-            return await stream.finish(outcome)
+        return await _told(task, outcome, router, service, stream)
     except (CallerGone, ConnectionError):
         if stream is None or stream.response is None:
             raise
@@ -158,7 +155,6 @@ async def answer(
         if stream is None or stream.response is None:
             raise
         return await stream.fail(error)
-    return plain(outcome, "chat.completion")
 
 
 _NEVER_WAITS = 32 * 1024
@@ -204,6 +200,36 @@ def _queued(transport: asyncio.Transport) -> int:
         return ours + int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
     except OSError:  # a kernel that does not tell, or a socket that is gone
         return ours
+
+
+async def _told(
+    task: Task,
+    outcome: Outcome,
+    router: Router,
+    service: Service | None,
+    stream: EventStream[web.StreamResponse] | None,
+) -> web.StreamResponse:
+    """Answer with what came of a task, where its answer has not left already."""
+    begun = service is not None and service.response is not None and service.response.prepared
+    if outcome.review is not None and not begun and (stream is None or stream.response is None):
+        return _in_review(task, outcome)
+    if service is not None and service.response is not None and router.ended_at_handler(outcome):
+        if not service.response.prepared:
+            service.response.headers.update(outcome.headers)
+        return service.response
+    if stream is not None and (stream.response is not None or outcome.completion is not None):
+        return await stream.finish(outcome)
+    return plain(outcome, "chat.completion")
+
+
+def _in_review(task: Task, outcome: Outcome) -> web.Response:
+    """Say that a person will answer: 202 to a caller that takes that, else an error that is not tried again."""
+    if not task.respond_async:
+        return plain(outcome, "chat.completion")
+    facts = errors.review_facts(outcome)
+    body = {**facts["review"], "object": "tracerouter.review", "state": "pending", "tracerouter": facts}
+    headers = {**outcome.headers, "location": facts["review"]["url"], "preference-applied": "respond-async"}
+    return web.Response(body=orjson.dumps(body), status=202, headers=headers, content_type="application/json")
 
 
 def plain(outcome: Outcome, kind: str) -> web.Response:

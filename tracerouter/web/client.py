@@ -197,7 +197,7 @@ async def _filled(
 
 def _settled(router: Router, outcome: Outcome, original: _Original) -> aiohttp.ClientResponse:
     """Return the original call's answer, or raise its error, where it had the last word; else what was routed."""
-    if router.ended_at_handler(outcome):
+    if outcome.review is None and router.ended_at_handler(outcome):
         if original.error is not None:
             raise original.error
         if original.response is not None:

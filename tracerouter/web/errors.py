@@ -11,6 +11,7 @@ from aiohttp import web
 
 from tracerouter.errors import BadRequest, ProviderError, RequestRejected, ServerFailed, TracerouterError
 from tracerouter.quota.confirmations import HEADER
+from tracerouter.review import url as review_url
 from tracerouter.types import Outcome, Reason, Status, usd
 from tracerouter.web.jobs import url
 
@@ -31,7 +32,10 @@ _BY_STATUS = {
     422: "invalid_request_error",
     429: "rate_limit_error",
 }
-_REFUSED = {Reason.NOT_ALLOWED: (403, "your tier may not use this model")}
+_REFUSED = {
+    Reason.NOT_ALLOWED: (403, "your tier may not use this model"),
+    Reason.REVIEW_UNAVAILABLE: (503, "the answer needs a person's review, and the queue for that can't be written"),
+}
 
 
 class Problem(NamedTuple):
@@ -77,9 +81,14 @@ def of_outcome(outcome: Outcome) -> Problem:  # noqa: PLR0911 - one for each way
     """Tell why there is no answer: the last attempt's failure decides the status."""
     if outcome.job is not None:
         return Problem(202, f"the request is run later; ask for its answer at {url(outcome.job)}", outcome.status)
+    if outcome.review is not None:
+        message = f"a person will answer this request; ask for the answer at {review_url(outcome.review)}"
+        return Problem(409, message, outcome.status, facts=review_facts(outcome))
     if outcome.confirmation is not None:
         return _to_confirm(outcome, outcome.confirmation)
-    if outcome.status is Status.REFUSED and (outcome.denied is not None or not outcome.attempts):
+    if outcome.status is Status.REFUSED and (
+        outcome.denied is not None or outcome.reason in _REFUSED or not outcome.attempts
+    ):
         return _refused(outcome)
     tried = ", ".join(f"{a.rung.alias}: {a.reason}" for a in outcome.attempts) or "none was tried"
     message = f"no model gave an acceptable answer ({tried})"
@@ -94,6 +103,12 @@ def of_outcome(outcome: Outcome) -> Problem:  # noqa: PLR0911 - one for each way
     if last.reason is Reason.CONTEXT_TOO_LONG:
         return Problem(400, message, "context_length_exceeded", "messages")
     return _failed(error, message, outcome.reason)
+
+
+def review_facts(outcome: Outcome) -> dict[str, Any]:
+    """Return an outcome's facts with its review: id, and where to ask for it."""
+    review = {"id": outcome.review, "url": review_url(outcome.review or "")}
+    return {**outcome.facts, "review": review}
 
 
 def _refused(outcome: Outcome) -> Problem:

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from tracerouter.errors import BadRequest, NotFound, StoreUnavailable, Unauthorized, place
 from tracerouter.types import Caller, Task
-from tracerouter.web import chat, errors, jobs, quota, tracing
+from tracerouter.web import chat, errors, jobs, quota, reviews, tracing
 from tracerouter.web.chat import REQUEST_ID
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def application(
         app.router.add_get(jobs.PATH, gateway.job)
         app.router.add_delete(jobs.PATH, gateway.cancel_job)
     quota.add_routes(app, router, gateway.identified)
+    reviews.add_routes(app, router, gateway.identified)
     app.router.add_get("/healthz", gateway.healthz)
     app.router.add_get("/readyz", gateway.readyz)
     app.on_startup.append(gateway.start)
@@ -72,25 +73,10 @@ class _Gateway:
         if request.path in _UNTRACED:
             return await handler(request)
         async with tracing.served(request, self._router.telemetry, request_id) as note:
-            response = await self._answered(request, handler, request_id)
+            response = await answered(request, handler, request_id)
             if note is not None:
                 note.answered(response.status)
         return response
-
-    async def _answered(self, request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
-        try:
-            return await handler(request)
-        except BadRequest as error:
-            problem = errors.of_bad_request(error)
-        except StoreUnavailable:
-            problem = errors.UNAVAILABLE
-        except web.HTTPException as error:
-            code = "not_found" if error.status == 404 else "http_error"  # noqa: PLR2004 - HTTP's own number
-            problem = errors.Problem(error.status, f"{request.method} {request.path[:128]}: {error.reason}", code)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer
-            log.error("request %s failed: %s", request_id, place(error))
-            problem = errors.INTERNAL
-        return errors.response(problem, request_id)
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
         """``POST /v1/chat/completions``."""
@@ -165,3 +151,20 @@ class _Gateway:
 
 def _no_job(wanted: str) -> str:
     return f"there is no job {wanted[:64]!r}: an answer is kept for a day"
+
+
+async def answered(request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
+    """Run `handler`, and answer whatever goes wrong in OpenAI's shape."""
+    try:
+        return await handler(request)
+    except BadRequest as error:
+        problem = errors.of_bad_request(error)
+    except StoreUnavailable:
+        problem = errors.UNAVAILABLE
+    except web.HTTPException as error:
+        code = "not_found" if error.status == 404 else "http_error"  # noqa: PLR2004 - HTTP's own number
+        problem = errors.Problem(error.status, f"{request.method} {request.path[:128]}: {error.reason}", code)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer
+        log.error("request %s failed: %s", request_id, place(error))
+        problem = errors.INTERNAL
+    return errors.response(problem, request_id)

@@ -63,6 +63,7 @@ POLICY: Final[dict[str, Any]] = {
         "summarize": {"match": ["^summarise"]},
         "answer": {"match": ["^when"]},
     },
+    "risks": {"legal": {"match": ["^is this contract"], "detect": False, "review": "draft"}},
 }
 
 Request = dict[str, Any]
@@ -246,6 +247,18 @@ class Drill:
         assert check.returncode == 0, said.decode()
         await self.gateway.stop()
         await self.gateway.start()
+
+    async def reject_all(self) -> None:
+        """Decide on every review that waits, as a reviewer does."""
+        url = f"{self.gateway.url}/tracerouter/reviews"
+        while True:
+            async with self._session.get(url, params={"state": "pending", "limit": "1000"}) as response:
+                waiting = (await response.json())["data"]
+            if not waiting:
+                return
+            for review in waiting:
+                async with self._session.post(f"{url}/{review['id']}/reject") as response:
+                    assert response.status == 200
 
     def write_schema(self, schema: Mapping[str, Any]) -> None:
         """Write what extractions are validated by."""

@@ -250,6 +250,27 @@ async def test_a_tenants_budget_is_used_up(drill_of: Drills) -> None:
             assert await drill.routes() == {"cheap"}
 
 
+async def test_review_backlog(drill_of: Drills) -> None:
+    """More contracts come than people can look at: with the line they see fewer, and decide on what waits."""
+
+    def contract(number: int) -> Request:
+        return {"text": f"is this contract valid? {number}"}
+
+    async with drill_of() as drill, drill.traffic(summarize, contract):
+        drill.kinds = [summarize]
+        await drill.calm("ReviewBacklog")
+        drill.kinds = [summarize, contract]
+        drill.inject()
+        await drill.fires("ReviewBacklog", sign="depth", severity="ticket")
+        await drill.panel_shows("ReviewBacklog", above(20))
+        await drill.trace_names("risk", keep="review")
+        assert "review" in await drill.routes()
+        await drill.confine("ReviewBacklog", which=1, resolves=False)  # what waits has still to be decided on
+        assert "review" not in await drill.routes()
+        await drill.reject_all()
+        await drill.prometheus.resolved("ReviewBacklog")
+
+
 async def test_collector_down(drill_of: Drills) -> None:
     """Without the collector requests are answered as before, the decision log tells of them, and a restart ends it."""
     async with drill_of() as drill, drill.traffic(summarize, extract):

@@ -31,7 +31,7 @@ from tracerouter.store import RedisItems, RedisStore, SqliteItems, SqliteStore
 
 async def race(url, id, number):
     at_redis = url.startswith("redis:")
-    store = RedisStore(url) if at_redis else SqliteStore(url)
+    store = RedisStore(url, timeout=30) if at_redis else SqliteStore(url)
     items = RedisItems(store) if at_redis else SqliteItems(store)
     item = await items.get("review", id)
     print("ready", flush=True)
@@ -63,7 +63,7 @@ async def another(where: str) -> AsyncIterator[Open]:
 
     def made() -> Items:
         if where.startswith("redis:"):
-            shared = RedisStore(where)
+            shared = RedisStore(where, timeout=30)  # a busy machine is no fault of an item's
             closers.append(shared.close)
             return RedisItems(shared)
         file = SqliteStore(where)

@@ -57,6 +57,8 @@ PROMISED: dict[str, tuple[str, str, set[str], set[str]]] = {
     "tracerouter.tenant.spend": ("gauge", "{USD}", {"tenant", "period"}, set()),
     "tracerouter.budget.limit": ("gauge", "{USD}", {"tenant", "period"}, set()),
     "tracerouter.budget.remaining": ("gauge", "{USD}", {"tenant", "period"}, set()),
+    "tracerouter.review.depth": ("gauge", "{review}", {"queue"}, set()),
+    "tracerouter.review.oldest_age": ("gauge", "s", {"queue"}, set()),
     "tracerouter.traces.kept": ("counter", "{trace}", {"reason"}, set()),
     "tracerouter.traces.dropped": ("counter", "{trace}", {"reason"}, set()),
     "tracerouter.logs.dropped": ("counter", "{record}", {"reason"}, set()),
@@ -172,6 +174,8 @@ async def measured() -> Measured:
     found.instruments.budget_remaining.read = lambda: [(("acme", "day"), 0.5)]
     found.instruments.decisions_dropped.read = lambda: [(("queue_full",), 3)]
     found.instruments.entries_lost.read = lambda: [(("write_failed",), 0)]
+    found.instruments.review_depth.read = lambda: [(("review",), 2)]
+    found.instruments.review_age.read = lambda: [(("review",), 7.5)]
     for lost in (found.instruments.traces_dropped, found.instruments.logs_dropped):
         Backlog(1, lost)
     await drive(found)
