@@ -3,6 +3,9 @@
 A bucket refills all the time, so that what is left, and when there will be room, are known to the instant. It is kept
 as one number, the time at which it will be full again. Requests take from all of their buckets or from none; tokens
 that are known only afterwards are taken whether they are there or not, and what comes next waits for it.
+
+The library ``limits`` (5.8) does neither: each of its limits is hit by itself, what exceeds one is not counted, and a
+request with two rates asks Redis four times, by a client of its own that excludes redis-py 8.
 """
 
 from __future__ import annotations
