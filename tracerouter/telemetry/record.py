@@ -419,6 +419,7 @@ def _remaining(attempts: list[Attempt], denied: Denied | None) -> str | None:
 _ROUTES: Final = {
     Status.CACHED: "cached",
     Status.STALE: "cached",
+    Status.IN_REVIEW: "review",
     Status.REFUSED: "refused",
     Status.NEEDS_CONFIRMATION: "refused",
     Status.QUEUED: "queued",
