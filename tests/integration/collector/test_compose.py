@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.observability import COLLECTOR, OTELCOL, PROMETHEUS, ROOT, Program
+from tests.redis_server import REDIS
 from tracerouter import config
 
 COMPOSE: dict[str, Any] = yaml.safe_load((COLLECTOR / "compose.yaml").read_text())
@@ -45,7 +46,7 @@ def test_every_image_can_be_another() -> None:
             assert re.search(r":v?\d+\.\d+", variable[1]), f"{name}: {variable[1]} is not pinned"
 
 
-@pytest.mark.parametrize("program", [OTELCOL, PROMETHEUS], ids=lambda program: program.name)
+@pytest.mark.parametrize("program", [OTELCOL, PROMETHEUS, REDIS], ids=lambda program: program.name)
 def test_tests_run_the_same_images(program: Program) -> None:
     """A test that runs a server in a container takes the image that compose takes."""
     written = f"${{{program.image_variable}:-{program.image}}}"
