@@ -81,7 +81,7 @@ class RedisStore:
         return Script(self, lua)
 
     async def run(self, *command: Any) -> Any:
-        """Send one command, as ``run("GET", key)``, and return its answer; texts come as bytes.
+        """Send one command, as ``run("GET", key)``, and return its answer as redis-py reads it; texts come as bytes.
 
         Raises:
             StoreUnavailable: There was no answer in time, or Redis answered with an error.
@@ -96,7 +96,7 @@ class RedisStore:
             async with asyncio.timeout(self._timeout):
                 answer = await self.client.execute_command(*command)  # type: ignore[no-untyped-call]
         except self._no_script:
-            self.round_trips += 1
+            self._answered()
             raise
         except self._told_error as error:
             self.round_trips += 1
@@ -104,17 +104,20 @@ class RedisStore:
             raise self._failed(code if code.isupper() else type(error).__name__, pause=0.0) from None
         except (*self._errors, TimeoutError) as error:
             raise self._failed(type(error).__name__, pause=PAUSE) from None
-        self.round_trips += 1
-        self._try_at = 0.0
-        if not self.available:
-            self.available = True
-            log.warning("the store %s works again", self.name)
+        self._answered()
         return answer
 
     async def close(self) -> None:
         """Close all connections."""
         await self.client.aclose()
         await self.client.connection_pool.disconnect()
+
+    def _answered(self) -> None:
+        self.round_trips += 1
+        self._try_at = 0.0
+        if not self.available:
+            self.available = True
+            log.warning("the store %s works again", self.name)
 
     def _failed(self, why: str, pause: float) -> StoreUnavailable:
         self._try_at = asyncio.get_running_loop().time() + pause

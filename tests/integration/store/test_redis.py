@@ -55,7 +55,8 @@ async def test_a_redis_that_dies_is_one_error_and_comes_back(
     store: RedisStore, redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each failed call is a StoreUnavailable; only the changes are logged; it works again without a restart."""
-    await store.run("SET", "a", "1")
+    script = store.script(TAKE)
+    await script(["a", "b"], "1", 1)
     redis.stop()
     for _ in range(3):
         with pytest.raises(StoreUnavailable):
@@ -63,7 +64,7 @@ async def test_a_redis_that_dies_is_one_error_and_comes_back(
     assert not store.available
     redis.start()
     await asyncio.sleep(CALM)
-    assert await store.run("GET", "a") is None
+    assert await script(["a", "b"], "1", 1) == 1  # it has forgotten the script, too
     assert store.available
     assert [record.getMessage().rpartition(" ")[2] for record in caplog.records] == ["ConnectionError", "again"]
 
