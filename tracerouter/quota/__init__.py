@@ -3,6 +3,7 @@
 from tracerouter.quota.accounts import Calendar
 from tracerouter.quota.hold import ENDLESS_LEASE, LEASE_MARGIN, Hold, reserve
 from tracerouter.quota.ledger import SqliteLedger
+from tracerouter.quota.redis import RedisLedger
 from tracerouter.quota.relief import Relief, relieve
 from tracerouter.quota.state import QuotaState
 
@@ -12,6 +13,7 @@ __all__ = [
     "Calendar",
     "Hold",
     "QuotaState",
+    "RedisLedger",
     "Relief",
     "SqliteLedger",
     "relieve",

@@ -64,10 +64,8 @@ class Calendar:
 
     def accounts(self, caller: Caller, role: Role, at: float) -> list[Account]:
         """Return every account on which an attempt of `caller` in `role`, begun `at`, is booked."""
-        day = self.day(at)
-        scopes = ("tenant", scope("team", caller), scope("user", caller))
-        roles = (ALL, role.value, *((Role.EXPENSIVE.value,) if role is Role.FALLBACK else ()))
-        return [Account(period, who, what) for period in (day, day[:7]) for who in scopes for what in roles]
+        day, who, what = self.day(at), scopes(caller.team, caller.user), roles(role)
+        return [Account(period, one, other) for period in (day, day[:7]) for one in who for other in what]
 
     def account(self, limit: Limit, caller: Caller, at: float) -> Account:
         """Return the account that `limit` bounds."""
@@ -76,9 +74,17 @@ class Calendar:
 
 def scope(per: str, caller: Caller) -> str:
     """Return whose account it is."""
-    if per == "tenant":
-        return per
-    return f"{per}:{(caller.team if per == 'team' else caller.user) or ''}"
+    return dict(zip(("tenant", "team", "user"), scopes(caller.team, caller.user), strict=True))[per]
+
+
+def scopes(team: str | None, user: str | None) -> tuple[str, str, str]:
+    """Return whose accounts a call is booked on."""
+    return "tenant", f"team:{team or ''}", f"user:{user or ''}"
+
+
+def roles(role: str) -> tuple[str, ...]:
+    """Return in which accounts of theirs a call in `role` counts."""
+    return (ALL, Role.FALLBACK.value, Role.EXPENSIVE.value) if role == Role.FALLBACK else (ALL, str(role))
 
 
 @lru_cache(maxsize=256)

@@ -113,27 +113,33 @@ class SqliteLedger:
         return Reservation(claim.bound, tuple(headroom))
 
     def _settled(self, entry: Entry, connection: sqlite3.Connection) -> None:
-        caller, used = entry.caller, entry.usage
-        row = (
-            entry.id,
-            entry.attempt,
-            entry.request_id,
-            entry.time,
-            self.calendar.day(entry.time),
-            caller.tenant,
-            caller.team,
-            caller.user,
-            entry.role,
-            entry.model,
-            used.input if used else 0,
-            used.output if used else 0,
-            entry.cost.nanos,
-            entry.cost.source,
-        )
-        if connection.execute(_INSERT, row).rowcount:
+        caller = entry.caller
+        if insert(entry, self.calendar.day(entry.time), connection):
             _book(connection, caller.tenant, self.calendar.accounts(caller, entry.role, entry.time), entry.spend)
         if entry.reservation is not None:
             _released(entry.id, entry.attempt, connection)
+
+
+def insert(entry: Entry, day: str, connection: sqlite3.Connection) -> bool:
+    """Write an entry down; False: it was there."""
+    caller, used = entry.caller, entry.usage
+    row = (
+        entry.id,
+        entry.attempt,
+        entry.request_id,
+        entry.time,
+        day,
+        caller.tenant,
+        caller.team,
+        caller.user,
+        entry.role,
+        entry.model,
+        used.input if used else 0,
+        used.output if used else 0,
+        entry.cost.nanos,
+        entry.cost.source,
+    )
+    return bool(connection.execute(_INSERT, row).rowcount)
 
 
 def _key(tenant: str, account: Account) -> tuple[str, str, str, str]:

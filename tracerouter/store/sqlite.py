@@ -53,6 +53,11 @@ CREATE TABLE IF NOT EXISTS reservations (
     PRIMARY KEY (id, attempt)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS reservations_by_expiry ON reservations (expires);
+CREATE TABLE IF NOT EXISTS streams (
+    stream TEXT NOT NULL, tenant TEXT NOT NULL, month TEXT NOT NULL, number INTEGER NOT NULL,
+    id TEXT NOT NULL, attempt INTEGER NOT NULL,
+    PRIMARY KEY (stream, tenant, month, number)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS decisions (
     request_id TEXT NOT NULL, time REAL NOT NULL, trace_id TEXT NOT NULL, tenant TEXT NOT NULL, task TEXT,
     route TEXT NOT NULL, outcome TEXT NOT NULL, reason TEXT NOT NULL, cost_nanos INTEGER,

@@ -79,6 +79,5 @@ def test_processes_lose_and_double_nothing(tmp_path: Path) -> None:
     assert of_accounts == (
         sum(one.cost.nanos or 0 for one in made),
         len(made),
-        sum(one.usage.input for one in made if one.usage),
-        sum(one.usage.output for one in made if one.usage),
+        sum(one.usage.input + one.usage.output for one in made if one.usage),
     )
