@@ -672,9 +672,10 @@ ALERTS: Final[tuple[Alert, ...]] = (
         summary="The cache answers less than half as often as usual",
         description="The cache answered {{ $value | humanizePercentage }} of the requests of the last {10m}.",
         meaning="What was answered for nothing is paid for again. A restart empties the cache in memory, and looks "
-        "like this for as long as it takes to fill.",
+        "like this for as long as it takes to fill; with a redis:// store that is short, unless Redis does not answer "
+        "(`error`), or was emptied by `tracerouter cache clear`.",
         panel=("cache", "Cache hit ratio"),
-        query="sum by (result) (increase(tracerouter_cache_operations_total[{10m}]))",
+        query="sum by (layer, result) (increase(tracerouter_cache_operations_total[{10m}]))",
         confine=(
             Change(
                 "If a new policy turned it off or shortened it, put it back. Look at the tasks' own `cache` lines too.",

@@ -41,9 +41,10 @@ from tracerouter.providers import (
 )
 from tracerouter.providers.simulated import Rule
 from tracerouter.providers.simulated import Spread as LogNormal
-from tracerouter.quota import QuotaState, SqliteLedger
+from tracerouter.quota import QuotaState, RedisLedger, SqliteLedger
 from tracerouter.router import Router
-from tracerouter.store import DecisionLog, SqliteStore
+from tracerouter.store import DecisionLog, RedisStore, SqliteStore
+from tracerouter.store.redis import SCHEMES
 from tracerouter.telemetry import Keep, Telemetry, over_otlp, to_console
 from tracerouter.tokens import count
 from tracerouter.types import EMBEDDINGS, MAX_BODY_BYTES
@@ -52,6 +53,7 @@ from tracerouter.validators import Checks
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from tracerouter.cache.shared import SharedCache
     from tracerouter.classifiers.llm import Ask
     from tracerouter.policy import Policy
     from tracerouter.protocols import Classifier
@@ -250,11 +252,13 @@ class TelemetryOf(Written):
 
 
 def _store(found: object) -> object:
-    schemes = ("sqlite:///", "memory:")
-    if isinstance(found, str) and not found.startswith(schemes):
-        msg = "found {found}; only sqlite:///PATH and memory: are known to this version"
-        raise PydanticCustomError("not_known", msg, {"found": repr(found)})  # noqa: EM101 - as above
+    if isinstance(found, str) and not found.startswith(("sqlite:///", "memory:", *SCHEMES)):
+        msg = "names no store that is known: sqlite:///PATH, memory: or redis://HOST:PORT/DB (rediss:// for TLS)"
+        raise PydanticCustomError("not_known", msg)  # noqa: EM101 - as above; what was found may be a secret
     return found
+
+
+JOURNAL: Final = Path("tracerouter-journal.db")
 
 
 class Settings(Written):
@@ -263,12 +267,23 @@ class Settings(Written):
     models: Annotated[dict[str, ModelOf], Field(min_length=1)]
     classifier: list[ClassifierOf] = ["rules", "examples"]
     store: Annotated[str, BeforeValidator(_store)] = "sqlite:///tracerouter.db"
+    journal: Path = Field(
+        default=JOURNAL,
+        description="Beside a redis:// store: the SQLite file of this machine's decision log and ledger",
+    )
     keys: KeysOf | None = None
     telemetry: TelemetryOf = TelemetryOf()
     timeout: Positive = Field(default=120.0, description="A request's deadline, where the caller names none")
     keep_alive: Positive = Field(default=15.0, description="Silence in a stream after which a comment is sent")
     max_body: Annotated[int, Field(ge=1024)] = Field(default=MAX_BODY_BYTES, description="Bytes")
     policy: Path
+
+    @model_validator(mode="after")
+    def _journal_beside_redis(self) -> Self:
+        if "journal" in self.model_fields_set and not self.store.startswith(SCHEMES):
+            msg = "only a redis:// `store` has a journal beside it; this one is the file itself: leave `journal` out"
+            raise PydanticCustomError("not_known", msg, {"key": "journal"})  # noqa: EM101 - as above
+        return self
 
     @model_validator(mode="after")
     def _classifiers_ask_models(self) -> Self:
@@ -335,8 +350,10 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
         if serves or not isinstance(one, LlmOf)  # who only explains asks no model
     ]
     risks = RiskClassifier(Chain(classifiers), policy.risks)
-    store = SqliteStore(store_path(settings.store, folder))
-    ledger = SqliteLedger(store, policy.timezone)
+    store = SqliteStore(store_path(settings.store, folder, settings.journal))
+    redis = RedisStore(settings.store) if settings.store.startswith(SCHEMES) else None
+    cache = OutputCache(BoundedMemoryCache(), _shared(redis) if redis else None)
+    ledger = RedisLedger(redis, store, policy.timezone) if redis else SqliteLedger(store, policy.timezone)
     telemetry = _telemetry(settings.telemetry, policy, store, host)
     quotas = QuotaState(ledger, policy)
     telemetry.instruments.tenant_spend.read = quotas.spend
@@ -344,6 +361,8 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
     telemetry.instruments.budget_remaining.read = quotas.remaining
     telemetry.instruments.decisions_dropped.read = lambda: store.dropped_by_reason
     telemetry.instruments.entries_lost.read = lambda: store.lost_by_reason
+    telemetry.instruments.ledger_available.read = lambda: [((), float(ledger.available))]
+    telemetry.instruments.entries_waiting.read = lambda: [((), ledger.waiting)]
 
     async def starting() -> None:
         for classifier in (*classifiers, risks):
@@ -351,8 +370,13 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
             if warm is not None:
                 await warm()
         await asyncio.to_thread(count, "")
+        await ledger.start()
 
     async def closing() -> None:
+        await cache.close()
+        await ledger.close()
+        if redis is not None:
+            await redis.close()
         await session.close()
         for model in models:
             close = getattr(model.provider, "close", None)
@@ -367,7 +391,7 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
         policy,
         classifier=CachedClassifier(risks),
         checks=checks,
-        cache=OutputCache(BoundedMemoryCache()),
+        cache=cache,
         ledger=ledger,
         quotas=quotas,
         telemetry=telemetry,
@@ -376,6 +400,12 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
         closing=closing,
     )
     return Deployment(router, settings, keys)
+
+
+def _shared(redis: RedisStore) -> SharedCache:
+    from tracerouter.cache.shared import SharedCache  # noqa: PLC0415 - extra `redis`
+
+    return SharedCache(redis)
 
 
 class _Session:
@@ -528,8 +558,10 @@ def _endpoint(found: TelemetryOf) -> str | None:
     return told
 
 
-def store_path(found: str, folder: Path) -> Path | str:
-    """Return the SQLite file that ``store`` names, or ``:memory:``."""
+def store_path(found: str, folder: Path, journal: Path = JOURNAL) -> Path | str:
+    """Return the SQLite file that ``store`` names, or has beside it, or ``:memory:``."""
+    if found.startswith(SCHEMES):
+        return folder / journal
     return ":memory:" if found == "memory:" else folder / found.removeprefix("sqlite:///")
 
 

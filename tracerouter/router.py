@@ -6,8 +6,9 @@ import asyncio
 import logging
 import time
 from contextvars import ContextVar
+from functools import wraps
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from tracerouter.cache import output_key, prompt_hash
 from tracerouter.errors import (
@@ -54,7 +55,7 @@ from tracerouter.types import (
 from tracerouter.validators import Custom, judge
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
     from tracerouter.cache import OutputCache
     from tracerouter.policy import Policy
@@ -73,8 +74,24 @@ HANDLER = "handler"
 
 log = logging.getLogger(__name__)
 
+_Route = TypeVar("_Route", bound="Callable[..., Coroutine[Any, Any, Outcome]]")
+
 _classifying: ContextVar[tuple[Draft, float]] = ContextVar("classifying")
 """The request that is being classified, and its deadline: a classifier is asked with the task alone."""
+
+
+def _in_flight(route: _Route) -> _Route:
+    """Let what one request finds be for all equal ones at the same time: see :class:`tracerouter.cache.Flights`."""
+
+    @wraps(route)
+    async def carried(self: Router, task: Task, sink: Sink | None = None) -> Outcome:
+        if self._cache is None:
+            return await route(self, task, sink)
+        # a wrapped handler stays in the task of its own request, as it would without us
+        apart = task.handler is None
+        return await self._cache.flights.carry(lambda taps: route(self, task, taps), sink, apart=apart)
+
+    return cast("_Route", carried)
 
 
 class Router:
@@ -136,6 +153,7 @@ class Router:
                 alias=HANDLER, name=HANDLER, provider=HandlerProvider(), kind=HANDLER, timeout=None
             )
 
+    @_in_flight
     async def route(self, task: Task, sink: Sink | None = None) -> Outcome:
         """Answer `task`, as cheaply as policy and validators allow.
 
@@ -156,7 +174,7 @@ class Router:
         with self._draft(task, ladder) as draft:
             pinned = self._able(task, self._pinned(task))
             ladder = ladder if pinned else self._able(task, ladder)
-            hit = await self._look_up(task, draft)
+            hit = await self._look_up(task, deadline, draft)
             if hit.fresh:
                 return await self._answer(Status.CACHED, Reason.CACHE_HIT, hit.completion, tap, draft)
             classification = await self._classify(task, deadline, draft)
@@ -358,18 +376,22 @@ class Router:
             raise BadRequest(msg, "x-tracerouter-cache")
         return task.freshness._replace(max_age=known[label])
 
-    async def _look_up(self, task: Task, draft: Draft) -> Hit:
+    async def _look_up(self, task: Task, deadline: float, draft: Draft) -> Hit:
+        """Return what the cache holds; a miss may have waited for an equal request, or now be what others wait for."""
         freshness, policy = self._freshness(task), self.policy
         key = output_key(task, scope=policy.scope, salt=policy.salt, normal=policy.normal) if self._cache else None
         if self._cache is None or key is None:
             return draft.hit
         with draft.timeline.stage("cache") as stage:
-            draft.hit = hit = await self._cache.look_up(key, freshness)
+            draft.hit = hit = await self._cache.look_up(key, freshness, draft.timeline.root.traceparent, deadline)
             stage.attributes[names.CACHE_LAYER] = hit.layer
             stage.attributes[names.CACHE_STATUS] = hit.status
             stage.attributes[names.CACHE_KEY_HASH] = key
             if hit.age is not None:
                 stage.attributes[names.CACHE_AGE] = hit.age
+            if hit.leader is not None:
+                stage.attributes[names.CACHE_WAITED] = hit.waited
+                stage.link(hit.leader)
         return hit
 
     async def _classify(self, task: Task, deadline: float, draft: Draft) -> Classification:
@@ -408,8 +430,10 @@ class Router:
     def _decide(
         self, task: Task, found: Classification, ladder: Sequence[str], pinned: tuple[str, ...], draft: Draft
     ) -> Decision:
-        draft.decision = self._decision(task, found, ladder, pinned)
-        return draft.decision
+        draft.decision = decision = self._decision(task, found, ladder, pinned)
+        if self._cache is not None and not decision.rules.cache_ttl:
+            self._cache.keep_nothing()
+        return decision
 
     def _decision(self, task: Task, found: Classification, ladder: Sequence[str], pinned: tuple[str, ...]) -> Decision:
         limit = self.policy.task(found.label).max_input_tokens
@@ -475,6 +499,8 @@ class Router:
         """Try one rung, validate its answer and settle its cost, however it ends."""
         model, meter = self.models[rung.alias], Meter()
         completion, verdict, error, cancelled = None, None, None, False
+        if self._cache is not None and rung.alias in self._handlers:
+            self._cache.keep_nothing()
         try:
             with draft.timeline.stage(rung.role.value) as stage:
                 try:

@@ -738,6 +738,12 @@ class Hit(NamedTuple):
     """Seconds since it was kept."""
     alias: str | None = None
     """The model that gave the answer."""
+    looked: tuple[tuple[str, str], ...] = ()
+    """The layers that were asked, and what each said: the statuses, or ``error``."""
+    leader: str | None = None
+    """The equal request that it waited for, as a W3C ``traceparent``."""
+    waited: float = 0.0
+    """Seconds that it waited for it."""
 
     @property
     def fresh(self) -> bool:

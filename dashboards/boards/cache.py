@@ -14,16 +14,17 @@ BOARD = Board(
             stat(
                 "Found",
                 """sum(increase(tracerouter_cache_operations_total{result="hit"}[$__range]))
-                / sum(increase(tracerouter_cache_operations_total{result!="bypass"}[$__range]))""",
+                / sum(increase(tracerouter_cache_operations_total{layer="memory"}[$__range]))""",
                 unit="percentunit",
                 at_least=0.4,
-                about="""Share of look-ups that found an answer, in the time shown; those that may not be cached are
-                    left out. Under 40 %: lengthen ttl, or widen scope where policy allows.""",
+                about="""Share of look-ups that found an answer, or waited for that of an equal request, in the time
+                    shown; each asks memory first, and what may not be cached is not looked up. Under 40 %: lengthen
+                    ttl, or widen scope where policy allows.""",
             ),
             stat(
                 "May not be cached",
-                """(sum(increase(tracerouter_cache_operations_total{result="bypass"}[$__range])) or vector(0))
-                / sum(increase(tracerouter_cache_operations_total[$__range]))""",
+                """1 - sum(increase(tracerouter_cache_operations_total{layer="memory"}[$__range]))
+                / sum(increase(tracerouter_requests_total[$__range]))""",
                 unit="percentunit",
                 about="""Share of requests that policy, the caller's no-store or a high temperature kept out of the
                     cache. If it is most of them, no ttl will help.""",
@@ -50,7 +51,7 @@ BOARD = Board(
                 "Cache hit ratio",
                 {
                     "answered": """sum(rate(tracerouter_cache_operations_total{result="hit"}[$__rate_interval]))
-                    / sum(rate(tracerouter_cache_operations_total{result!="bypass"}[$__rate_interval]))"""
+                    / sum(rate(tracerouter_cache_operations_total{layer="memory"}[$__rate_interval]))"""
                 },
                 unit="percentunit",
                 at_least=0.4,
@@ -61,22 +62,16 @@ BOARD = Board(
                 each=to("request-drilldown", "Show cached requests", route="cached"),
             ),
             timeseries(
-                "Look-ups by result",
-                {"{{result}}": "sum by (result) (rate(tracerouter_cache_operations_total[$__rate_interval]))"},
-                unit="ops",
-                stacked=True,
-                about="""Look-ups a second. stale: an answer was there and had expired, so a model was asked: a longer
-                    ttl would have served it. bypass: the caller asked for none.""",
-                then=to("providers", "Are models failing?"),
-            ),
-            timeseries(
                 "Look-ups by layer",
                 {
                     "{{layer}}: {{result}}": """sum by (layer, result) (
                         rate(tracerouter_cache_operations_total[$__rate_interval]))"""
                 },
                 unit="ops",
-                about="The same by layer, where there are several. A layer that never hits only costs time.",
+                about="""Look-ups a second: memory is asked first, and Redis where it has nothing. stale: an answer was
+                    there and had expired, so a model was asked: a longer ttl would have served it. error: the layer did
+                    not answer, and the request went on without it. A layer that never hits only costs time.""",
+                then=to("providers", "Are models failing?"),
             ),
         ),
         row(
@@ -86,8 +81,8 @@ BOARD = Board(
                 quantiles('tracerouter_stage_duration_seconds_bucket{stage="cache"}'),
                 unit="s",
                 exemplars=True,
-                about="""Half, 95 % and 99 % of look-ups take less. Every request pays this: more than a few
-                    milliseconds is a slow store.""",
+                about="""Half, 95 % and 99 % of look-ups take less. Every request pays this: a median of more than a few
+                    milliseconds is a slow store. What takes as long as a model waited for an equal request.""",
                 then=to("telemetry-health", "Is the router overloaded?"),
             ),
             timeseries(

@@ -186,7 +186,15 @@ async def test_the_defaults_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             "models.small.provider: 'tests.unit.test_config:Echo' can't be made with these options",
         ),
         ({"models": {"smal": {"provider": "simulated"}}}, "ladder: no model is called 'small' (did you mean 'smal'?)"),
-        ({"store": "redis://127.0.0.1"}, "store: found 'redis://127.0.0.1'; only sqlite:///PATH and memory: are known"),
+        (
+            {"store": f"redsi://:{SECRET}@host/0"},
+            "store: names no store that is known: sqlite:///PATH, memory: or redis://HOST",
+        ),
+        (
+            {"store": f"redis://:{SECRET}@host:x/0"},
+            "store: redis://host:x/0 is no URL of a Redis; it should be redis://",
+        ),
+        ({"journal": "x.db"}, "journal: only a redis:// `store` has a journal beside it"),
         (
             {"classifier": ["rules", {"llm": "smal"}]},
             "classifier: `llm` names no model that can be asked (did you mean",
@@ -229,7 +237,9 @@ async def test_the_defaults_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 )
 def test_a_mistake_is_named(tmp_path: Path, told: dict[str, Any], said: str) -> None:
     """Each mistake ends in a sentence that names the place, what was found, and what would be right."""
-    assert said in error_of(write(tmp_path, **told))
+    shown = error_of(write(tmp_path, **told))
+    assert said in shown
+    assert SECRET not in shown
 
 
 def test_a_policy_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -351,6 +361,7 @@ async def test_relative_paths_count_from_the_file(tmp_path: Path, monkeypatch: p
     assert (folder / "here.db").is_file()
     assert not list(elsewhere.iterdir())
     assert config.store_path("sqlite:////var/lib/x.db", folder) == Path("/var/lib/x.db")
+    assert config.store_path("redis://127.0.0.1", folder) == folder / "tracerouter-journal.db"
 
 
 async def test_load_is_the_short_form(tmp_path: Path) -> None:

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from tracerouter.cache.normal import normalized
+from tracerouter.cache.values import FORMAT
 
 if TYPE_CHECKING:
     from tracerouter.policy.model import Normal
     from tracerouter.types import Task
-
-FORMAT: Final = 1
-"""Of keys and kept values; a new one leaves the old entries behind."""
 
 HOTTEST: Final = 0.3
 """A request that asks for a higher temperature wants a new answer each time."""

@@ -1,7 +1,7 @@
 """aiocache's interface over memory that has a bound.
 
 aiocache's own memory backend grows without end, and its timers can delete a newer value. Here a value carries its
-expiry, and the least recently used go when the bytes run out.
+expiry, and the least recently used go when bytes or entries run out.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ class BoundedMemoryCache(BaseCache):
 
     Args:
         max_bytes: The bound on keys, values and overhead together.
+        max_entries: The bound on their number.
     """
 
     NAME = "bounded-memory"
 
-    def __init__(self, max_bytes: int = 64 * 1024 * 1024, **options: Any) -> None:
+    def __init__(self, max_bytes: int = 64 * 1024 * 1024, max_entries: int = 100_000, **options: Any) -> None:
         # memory does not need the timeout, which costs a task an operation
         super().__init__(**{"serializer": NullSerializer(), "timeout": None, **options})
+        self._max_entries = max_entries
         self._kept: LRUCache[str, tuple[bytes, float | None]] = LRUCache(
             max_bytes, getsizeof=lambda key, value: len(key) + len(value[0]) + _OVERHEAD
         )
@@ -64,6 +66,8 @@ class BoundedMemoryCache(BaseCache):
         except OverflowError:  # larger than the whole cache
             self._kept.pop(key, None)
             return False
+        while len(self._kept) > self._max_entries:
+            self._kept.popitem()  # the one not used for longest
         return True
 
     async def _multi_set(self, pairs: list[tuple[str, bytes]], ttl: float | None = None, _conn: Any = None) -> bool:

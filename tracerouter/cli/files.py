@@ -13,7 +13,8 @@ from tracerouter.errors import ConfigError
 from tracerouter.policy.file import read
 from tracerouter.providers.local import check_installed
 from tracerouter.providers.weights import weights
-from tracerouter.store import SqliteStore
+from tracerouter.store import RedisStore, SqliteStore
+from tracerouter.store.redis import SCHEMES
 
 if TYPE_CHECKING:
     import argparse
@@ -25,6 +26,7 @@ class _StoreOnly(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
     store: str = "sqlite:///tracerouter.db"
+    journal: Path = config.JOURNAL
 
 
 HERE = Path("tracerouter.yaml")
@@ -78,11 +80,24 @@ def store(path: Path | None, say: Callable[[str], object]) -> SqliteStore:
         say(f"there is no {HERE} here, so this is the demo's log; name yours by --config")
         return demo_store()
     path = path or HERE
-    found = config.store_path(read(path, _StoreOnly, variables={"store"}).store, path.parent)
+    written = read(path, _StoreOnly, variables={"store", "journal"})
+    found = config.store_path(written.store, path.parent, written.journal)
     if not isinstance(found, Path) or not found.exists():
         msg = f"there is no decision log at {found}: nothing was routed yet, or `store` is memory:"
         raise ConfigError(msg)
     return SqliteStore(found)
+
+
+def redis_store(path: Path | None) -> RedisStore | None:
+    """Return the Redis that the file names as its store, if it does.
+
+    Raises:
+        ConfigError: The file can't be read, or the extra ``redis`` is not installed.
+    """
+    if _is_demo(path):
+        return None
+    written = read(path or HERE, _StoreOnly, variables={"store", "journal"})
+    return RedisStore(written.store) if written.store.startswith(SCHEMES) else None
 
 
 def demo_store() -> SqliteStore:

@@ -87,6 +87,7 @@ def _detail(note: Mapping[str, Any]) -> str:
     parts = []
     if names.CACHE_STATUS in told and note["name"] == "cache":
         parts.append(told[names.CACHE_STATUS])
+        parts += [f"waited for trace {one}" for one in note.get("links", ())]
     if note["name"] == "classify":
         parts.append(f"{told[names.LABEL]} {told[names.CONFIDENCE]:.2f}")
         parts += [f"risks {', '.join(told[names.RISKS])}"] if names.RISKS in told else []

@@ -62,6 +62,22 @@ class SqliteLedger:
         self._store = store
         self.calendar = Calendar(zone)
 
+    @property
+    def available(self) -> bool:
+        """Whether limits can be checked, as far as is known."""
+        return self._store.available
+
+    @property
+    def waiting(self) -> int:
+        """How many entries are not booked yet, since the disk fails."""
+        return self._store.waiting
+
+    async def start(self) -> None:
+        """Do nothing: it is there."""
+
+    async def close(self) -> None:
+        """Do nothing: what it holds is the store's."""
+
     async def reserve(self, claim: Claim) -> Reservation | Denied:
         """Hold the claim's bound on all of its caller's accounts, or on none, if a limit has no room for it.
 

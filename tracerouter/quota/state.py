@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cachebox import LRUCache
 
+from tracerouter.errors import StoreUnavailable
 from tracerouter.quota.accounts import ALL, Account
 from tracerouter.types import NANOS, usd
 
@@ -23,7 +25,7 @@ _PERIODS: Final = ("day", "month")
 
 
 class Books(Protocol):
-    """A ledger, as it is read. Both block."""
+    """A ledger, as it is read. Both block, and raise StoreUnavailable where its store does not answer."""
 
     calendar: Calendar
 
@@ -38,6 +40,8 @@ class Books(Protocol):
 
 class QuotaState:
     """Reads the ledger against the policy's limits. All of it blocks.
+
+    Where the ledger's store does not answer, what gauges read is empty; the rest raises StoreUnavailable.
 
     Args:
         ledger: What was spent.
@@ -67,12 +71,13 @@ class QuotaState:
     def spend(self) -> list[tuple[tuple[str, str], float]]:
         """Return ``((tenant, period), USD)`` of the tenants that spend most, and of all others as ``other``."""
         now = time.time()
-        found = []
-        for period in _PERIODS:
-            rows = self._ledger.leaders(self._ledger.calendar.period(period, now))
-            others = sum(nanos for _, nanos in rows[_LEADERS:])
-            rows = [*rows[:_LEADERS], *([("other", others)] if len(rows) > _LEADERS else [])]
-            found += [((tenant, period), nanos / NANOS) for tenant, nanos in rows]
+        found: list[tuple[tuple[str, str], float]] = []
+        with suppress(StoreUnavailable):
+            for period in _PERIODS:
+                rows = self._ledger.leaders(self._ledger.calendar.period(period, now))
+                others = sum(nanos for _, nanos in rows[_LEADERS:])
+                rows = [*rows[:_LEADERS], *([("other", others)] if len(rows) > _LEADERS else [])]
+                found += [((tenant, period), nanos / NANOS) for tenant, nanos in rows]
         return found
 
     def budgets(self) -> list[tuple[tuple[str, str], float]]:
@@ -84,8 +89,13 @@ class QuotaState:
         return [(key, max(limit.amount - taken, 0) / NANOS) for key, limit, taken in self._budgets()]
 
     def _budgets(self) -> list[tuple[tuple[str, str], Limit, int]]:
+        found: list[tuple[tuple[str, str], Limit, int]] = []
+        with suppress(StoreUnavailable):
+            self._find_budgets(found)
+        return found
+
+    def _find_budgets(self, found: list[tuple[tuple[str, str], Limit, int]]) -> None:
         now, calendar = time.time(), self._ledger.calendar
-        found = []
         for period in _PERIODS:
             limits = [
                 limit
@@ -99,7 +109,6 @@ class QuotaState:
                 if own:
                     taken = self._ledger.balance(tenant, Account(name, "tenant", ALL)).taken.cost_nanos
                     found.append(((tenant, period), min(own, key=lambda one: one.amount), taken))
-        return found
 
     def _told(self, limit: Limit, caller: Caller, now: float) -> dict[str, Any]:
         calendar = self._ledger.calendar

@@ -155,6 +155,16 @@ class SqliteStore:
         self._thread.start()
 
     @property
+    def available(self) -> bool:
+        """Whether the disk took what was last written."""
+        return not self._pause
+
+    @property
+    def waiting(self) -> int:
+        """How much of what must not be lost waits for a disk that fails."""
+        return len(self._unwritten)
+
+    @property
     def dropped(self) -> int:
         """Return how many droppable rows were not written."""
         return self._refused + self._failed

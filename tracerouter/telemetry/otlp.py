@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk._logs import ReadableLogRecord
     from opentelemetry.sdk.trace import Event, ReadableSpan
+    from opentelemetry.trace import SpanContext
 
 _fixed32: Final = Struct("<I").pack
 _fixed64: Final = Struct("<Q").pack
@@ -83,6 +84,7 @@ def span(told: ReadableSpan) -> bytes:
         _fixed64(told.end_time or 0),
         *[_pair(b"\x4a", name, value) for name, value in (told.attributes or {}).items()],
         *[_block(b"\x5a", _event(event)) for event in told.events],
+        *[_block(b"\x6a", _link(link.context)) for link in told.links],
         _block(b"\x7a", _status(told)),
         b"\x85\x01",
         _fixed32(flags),
@@ -128,6 +130,12 @@ def _shell(resource: Any, scope: Any) -> tuple[bytes, bytes]:
 def _event(event: Event) -> bytes:
     attributes = [_pair(b"\x1a", name, value) for name, value in (event.attributes or {}).items()]
     return b"".join([b"\x09", _fixed64(event.timestamp), _text(0x12, event.name), *attributes])
+
+
+def _link(context: SpanContext) -> bytes:
+    flags = _HAS_IS_REMOTE | (_IS_REMOTE if context.is_remote else 0)
+    ids = [b"\x0a\x10", context.trace_id.to_bytes(16, "big"), b"\x12\x08", context.span_id.to_bytes(8, "big")]
+    return b"".join([*ids, b"\x35", _fixed32(flags)])
 
 
 def _status(told: ReadableSpan) -> bytes:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from opentelemetry._logs import LogRecord, SeverityNumber
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import (
+    Link,
     NonRecordingSpan,
     SpanContext,
     SpanKind,
@@ -131,6 +132,7 @@ SPAN_ATTRIBUTES: Final[dict[str, dict[str, type]]] = {
     "route": _STAGE | {names.KEEP: str} | {f.span: f.type for f in FIELDS if f.span},
     "cache": _STAGE | {
         names.CACHE_LAYER: str, names.CACHE_STATUS: str, names.CACHE_KEY_HASH: str, names.CACHE_AGE: float,
+        names.CACHE_WAITED: float,
     },
     "classify": _STAGE | {
         names.COST_SOURCE: str,
@@ -225,8 +227,8 @@ def _measure_request(record: Record, task: str | None, keep: str | None, m: Inst
     m.requests.add(1, record.route, record.outcome, task, record.arm)
     m.duration.record(record.latency_ms / 1e3, record.route, record.outcome, record.arm, seen_in=seen_in)
     m.overhead.record(record.overhead_ms / 1e3, record.route, seen_in=seen_in)
-    if record.cache_layer is not None:
-        m.cache.add(1, record.cache_layer, record.cache_status)
+    for layer, result in record.cache_looked:
+        m.cache.add(1, layer, result)
     if record.classifier is not None:
         m.classifications.add(1, task, record.classifier, not record.confidence)
         if record.confidence:
@@ -297,6 +299,7 @@ def timeline_rows(record: Record) -> list[dict[str, Any]]:
             "duration_ms": note.latency * 1e3,
             "attributes": _attributes(note),
             **({"status_message": note.status_message} if note.status_message else {}),
+            **({"links": [f"{link.trace_id:032x}" for link in note.links]} if note.links else {}),
             "events": [
                 {"name": name, "at_ms": (at_ns - root.start_ns) / 1e6, **details}
                 for name, at_ns, details in note.events
@@ -375,6 +378,7 @@ def _span(  # noqa: PLR0913 - what a span is made of
         resource=resource,
         attributes=attributes,
         events=[Event(name, details, at_ns) for name, at_ns, details in note.events],
+        links=[Link(context) for context in note.links],
         kind=note.kind,
         status=Status(StatusCode.ERROR, note.status_message) if note.error_type else _OK,
         start_time=note.start_ns,

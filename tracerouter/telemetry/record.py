@@ -100,7 +100,8 @@ class Record:
     overhead_ms: float
     first_token_ms: float | None
     cache_key_hash: str | None
-    cache_layer: str | None
+    cache_looked: tuple[tuple[str, str], ...]
+    """The layers of the cache that were asked, and what each said."""
     cache_status: str
     validation_status: str | None
     """Of the last answer that was judged."""
@@ -282,7 +283,7 @@ class Draft:
         last = attempts[-1] if attempts else None
         fell_back = last is not None and last.rung.role is Role.FALLBACK
         chats = [chat for chat in self.timeline.notes if chat.kind is SpanKind.CLIENT]
-        waited = sum(chat.latency for chat in chats)
+        waited = sum(chat.latency for chat in chats) + self.hit.waited
         verdict = next((attempt.verdict for attempt in reversed(attempts) if attempt.verdict), None)
         caller = self.task.caller
         answered_by = last.rung.alias if last and status is Status.ANSWERED else None
@@ -320,7 +321,7 @@ class Draft:
             overhead_ms=max(note.latency - waited, 0.0) * 1e3,
             first_token_ms=_first_token_ms(note, chats),
             cache_key_hash=self.hit.key,
-            cache_layer=self.hit.layer if self.hit.key else None,
+            cache_looked=self.hit.looked,
             cache_status=self.hit.status,
             validation_status=verdict.status if verdict else None,
             validation_failures=tuple(f.told for a in attempts if a.verdict for f in a.verdict.failures),

@@ -79,6 +79,7 @@ class Note:
         "flags",
         "keep",
         "kind",
+        "links",
         "name",
         "parent_id",
         "span_id",
@@ -99,6 +100,7 @@ class Note:
         self.span_id = _draw(64) or 1
         self.attributes: dict[str, Any] = {}
         self.events: list[tuple[str, int, dict[str, Any]]] = []
+        self.links: tuple[SpanContext, ...] = ()
         self.usage: Usage | None = None
         self.cost_nanos: int | None = 0
         self.error_type: str | None = None
@@ -151,6 +153,12 @@ class Note:
         self.attributes[names.HTTP_STATUS] = status
         if status >= 500:  # noqa: PLR2004 - HTTP's own number
             self.fail(str(status))
+
+    def link(self, traceparent: str) -> None:
+        """Note what else belongs to it: another request's span, as a W3C ``traceparent`` names it."""
+        found = trace.get_current_span(_propagator.extract({"traceparent": traceparent}, otel_context.Context()))
+        if found.get_span_context().is_valid:
+            self.links = (*self.links, found.get_span_context())
 
     def event(self, name: str, **attributes: Any) -> None:
         """Note something that happened at this moment."""

@@ -165,6 +165,15 @@ async def test_many_small_values_are_bounded_too() -> None:
     assert len(cache._kept) < 50
 
 
+async def test_the_oldest_go_when_there_are_too_many() -> None:
+    """The number of entries has a bound, too."""
+    cache = BoundedMemoryCache(max_entries=3)
+    for name in "abcd":
+        await cache.set(name, b"x")
+        await cache.get("a")
+    assert [name for name in "abcd" if await cache.exists(name)] == ["a", "c", "d"]
+
+
 async def test_a_value_larger_than_the_cache_is_not_kept() -> None:
     """It is not kept, says so, pushes nothing else out, and does not leave an older value standing."""
     cache = BoundedMemoryCache(2_000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import zlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ import orjson
 import pytest
 
 from tracerouter.cache import BoundedMemoryCache, CachedClassifier, OutputCache, classification, output
-from tracerouter.cache.keys import FORMAT
+from tracerouter.cache.values import COMPRESSED, FORMAT, HEAD, PLAIN
 from tracerouter.types import Caller, Classification, Completion, Freshness, Hit, Task
 
 ANSWER = Completion.of("Forty-two.", model="m")
@@ -57,12 +58,12 @@ class Failing(BoundedMemoryCache):
 
 async def test_what_is_kept_is_a_hit(backend: BoundedMemoryCache, clock: Clock) -> None:
     """A kept answer comes back whole, with its age, its key and the layer's name."""
-    cache = OutputCache(backend, layer="near")
-    assert await cache.look_up("k", ANY) == Hit(None, "miss", "near", "k")
+    cache = OutputCache(backend)
+    assert await cache.look_up("k", ANY) == Hit(None, "miss", "memory", "k", looked=(("memory", "miss"),))
     await cache.keep("k", ANSWER, 600)
     clock.now += 7
     hit = await cache.look_up("k", ANY)
-    assert hit == Hit(ANSWER, "hit", "near", "k", 7)
+    assert hit == Hit(ANSWER, "hit", "memory", "k", 7, looked=(("memory", "hit"),))
     assert hit.fresh
     assert (await cache.look_up("K", ANY)).status == "miss"
 
@@ -108,12 +109,15 @@ async def test_a_clock_that_is_set_back_makes_no_negative_age(backend: BoundedMe
 @pytest.mark.parametrize(
     "raw",
     [
-        orjson.dumps([FORMAT - 1, 1.0, 1e12, ANSWER.body]),
-        orjson.dumps([FORMAT - 1, ANSWER.body]),
-        orjson.dumps([FORMAT + 1, 1.0, 1e12, ANSWER.body, "more"]),
-        orjson.dumps([FORMAT]),
-        orjson.dumps([]),
-        orjson.dumps({"other": "writer"}),
+        HEAD.pack(FORMAT - 1, PLAIN, 1.0, 1e12) + orjson.dumps([None, ANSWER.body]),
+        HEAD.pack(FORMAT + 1, PLAIN, 1.0, 1e12) + orjson.dumps([None, ANSWER.body]),
+        HEAD.pack(FORMAT, PLAIN, 1.0, 1e12) + orjson.dumps([None, ANSWER.body, "more"]),
+        HEAD.pack(FORMAT, PLAIN, 1.0, 1e12) + orjson.dumps([None, {"other": "writer"}]),
+        HEAD.pack(FORMAT, PLAIN, 1.0, 1e12) + b"null",
+        HEAD.pack(FORMAT, PLAIN, 1.0, 1e12),
+        HEAD.pack(FORMAT, COMPRESSED, 1.0, 1e12) + orjson.dumps([None, ANSWER.body]),
+        HEAD.pack(FORMAT, COMPRESSED, 1.0, 1e12) + zlib.compress(orjson.dumps([None, ANSWER.body]))[:-5],
+        orjson.dumps([1, 1.0, 1e12, None, ANSWER.body]),
         b"17",
         b"null",
         b'[1, 1.0, 1e12, {"choi',
@@ -124,7 +128,7 @@ async def test_a_clock_that_is_set_back_makes_no_negative_age(backend: BoundedMe
 async def test_what_another_version_kept_is_a_miss(backend: BoundedMemoryCache, raw: bytes) -> None:
     """An older or newer format, another writer's value, or one that was cut off is a miss, and no error."""
     await backend.set("k", raw)
-    assert await OutputCache(backend).look_up("k", ANY) == Hit(key="k")
+    assert await OutputCache(backend).look_up("k", ANY) == Hit(key="k", looked=(("memory", "miss"),))
 
 
 async def test_two_readers_share_nothing(backend: BoundedMemoryCache) -> None:
@@ -144,7 +148,7 @@ async def test_a_failing_backend_is_a_miss_and_two_log_lines(caplog: pytest.LogC
     cache = OutputCache(backend)
     for _ in range(3):
         await cache.keep("k", ANSWER, 600)
-        assert await cache.look_up("k", ANY) == Hit(key="k")
+        assert await cache.look_up("k", ANY) == Hit(key="k", looked=(("memory", "error"),))
     backend.fails = False
     await cache.keep("k", ANSWER, 600)
     for _ in range(3):

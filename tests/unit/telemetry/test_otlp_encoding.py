@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import (
+    Link,
     NonRecordingSpan,
     SpanContext,
     SpanKind,
@@ -56,6 +57,7 @@ SPANS = st.builds(
     resource=st.just(RESOURCE),
     attributes=ATTRIBUTES,
     events=st.lists(st.builds(Event, TEXT, ATTRIBUTES, TIMES), max_size=2),
+    links=st.lists(st.builds(Link, CONTEXTS), max_size=2),
     kind=st.sampled_from(SpanKind),
     status=st.sampled_from([Status(), Status(StatusCode.OK), Status(StatusCode.ERROR, "why")]),
     start_time=TIMES,
