@@ -17,29 +17,33 @@ if TYPE_CHECKING:
 
     from tracerouter.quota.accounts import Account
     from tracerouter.store import SqliteStore
-    from tracerouter.types import Claim, Entry
+    from tracerouter.types import Caller, Claim, Entry, Role
 
 _INSERT: Final = "INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _BOOK: Final = """
-INSERT INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
+INSERT INTO accounts
+SELECT value ->> 0, ?1, value ->> 1, value ->> 2, ?3, ?4, ?5, ?6, ?7, ?8 FROM json_each(?2) WHERE true
+ON CONFLICT DO UPDATE SET
     cost_nanos = cost_nanos + excluded.cost_nanos, requests = requests + excluded.requests,
     tokens = tokens + excluded.tokens, held_nanos = held_nanos + excluded.held_nanos,
     held_requests = held_requests + excluded.held_requests, held_tokens = held_tokens + excluded.held_tokens
 """
+"""All accounts at once: each step of a statement is one more wait for the interpreter's lock, while that of the file is
+held."""
 _TAKEN: Final = """
 SELECT cost_nanos + held_nanos, requests + held_requests, tokens + held_tokens
 FROM accounts WHERE period = ? AND tenant = ? AND scope = ? AND role = ?
 """
 _RESERVE: Final = """
-INSERT INTO reservations VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
+INSERT INTO reservations VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
     expires = excluded.expires, cost_nanos = cost_nanos + excluded.cost_nanos,
     requests = requests + excluded.requests, tokens = tokens + excluded.tokens
 """
 _RELEASE: Final = """
-DELETE FROM reservations WHERE id = ? AND attempt = ? RETURNING accounts, cost_nanos, requests, tokens
+DELETE FROM reservations WHERE id = ? AND attempt = ? RETURNING tenant, accounts, cost_nanos, requests, tokens
 """
-_EXPIRE: Final = "DELETE FROM reservations WHERE expires <= ? RETURNING accounts, cost_nanos, requests, tokens"
-_EXPIRED: Final = "SELECT accounts, cost_nanos, requests, tokens FROM reservations WHERE expires <= ?"
+_EXPIRE: Final = "DELETE FROM reservations WHERE expires <= ? RETURNING tenant, accounts, cost_nanos, requests, tokens"
+_EXPIRED: Final = "SELECT accounts, cost_nanos, requests, tokens FROM reservations WHERE tenant = ? AND expires <= ?"
 _BALANCE: Final = """
 SELECT cost_nanos, requests, tokens, held_nanos, held_requests, held_tokens
 FROM accounts WHERE period = ? AND tenant = ? AND scope = ? AND role = ?
@@ -101,8 +105,8 @@ class SqliteLedger:
         """Return what was spent on an account, and what is reserved. Blocks; for terminals and gauges."""
         rows = self._store.read(_BALANCE, _key(tenant, account))
         spent, held = (Spend(*rows[0][:3]), Spend(*rows[0][3:])) if rows else (_NOTHING, _NOTHING)
-        for told, *bound in self._store.read(_EXPIRED, (time.time(),)):  # the next reservation will release them
-            if [tenant, list(account)] in [[whose, one] for whose, ones in [orjson.loads(told)] for one in ones]:
+        for accounts, *bound in self._store.read(_EXPIRED, (tenant, time.time())):  # soon released
+            if list(account) in orjson.loads(accounts):
                 held = Spend(*(mine - its for mine, its in zip(held, bound, strict=True)))
         return Balance(spent, held)
 
@@ -122,18 +126,22 @@ class SqliteLedger:
                 ends = self.calendar.end(limit.period, claim.time)
                 return Denied(limit, max(left, 0), max(ends - now, 0.0))
             headroom.append(Headroom(limit, left - limit.of(claim.bound)))
-        accounts = self.calendar.accounts(claim.caller, claim.role, claim.time)
+        accounts = self._accounts(claim.caller, claim.role, claim.time)
         _book(connection, claim.caller.tenant, accounts, held=claim.bound)
-        told = orjson.dumps([claim.caller.tenant, [list(one) for one in accounts]]).decode()
-        connection.execute(_RESERVE, (claim.id, claim.attempt, now + claim.lease, told, *claim.bound))
+        row = (claim.id, claim.attempt, now + claim.lease, claim.caller.tenant, accounts, *claim.bound)
+        connection.execute(_RESERVE, row)
         return Reservation(claim.bound, tuple(headroom))
 
     def _settled(self, entry: Entry, connection: sqlite3.Connection) -> None:
         caller = entry.caller
         if insert(entry, self.calendar.day(entry.time), connection):
-            _book(connection, caller.tenant, self.calendar.accounts(caller, entry.role, entry.time), entry.spend)
+            _book(connection, caller.tenant, self._accounts(caller, entry.role, entry.time), entry.spend)
         if entry.reservation is not None:
             _released(entry.id, entry.attempt, connection)
+
+    def _accounts(self, caller: Caller, role: Role, at: float) -> str:
+        """Return them as the file keeps them: ``[[period, scope, role], …]``."""
+        return orjson.dumps([list(one) for one in self.calendar.accounts(caller, role, at)]).decode()
 
 
 def insert(entry: Entry, day: str, connection: sqlite3.Connection) -> bool:
@@ -163,14 +171,9 @@ def _key(tenant: str, account: Account) -> tuple[str, str, str, str]:
 
 
 def _book(
-    connection: sqlite3.Connection,
-    tenant: str,
-    accounts: Iterable[Account],
-    spent: Spend = _NOTHING,
-    *,
-    held: Spend = _NOTHING,
+    connection: sqlite3.Connection, tenant: str, accounts: str, spent: Spend = _NOTHING, *, held: Spend = _NOTHING
 ) -> None:
-    connection.executemany(_BOOK, [(*_key(tenant, account), *spent, *held) for account in accounts])
+    connection.execute(_BOOK, (tenant, accounts, *spent, *held))
 
 
 def _released(identity: str, attempt: int, connection: sqlite3.Connection) -> None:
@@ -182,8 +185,6 @@ def _expire(now: float, connection: sqlite3.Connection) -> None:
     _release(connection, connection.execute(_EXPIRE, (now,)))
 
 
-def _release(connection: sqlite3.Connection, rows: Iterable[tuple[str, int, int, int]]) -> None:
-    for told, *bound in list(rows):
-        tenant, accounts = orjson.loads(told)
-        held = [-amount for amount in bound]
-        connection.executemany(_BOOK, [(period, tenant, *account, 0, 0, 0, *held) for period, *account in accounts])
+def _release(connection: sqlite3.Connection, rows: Iterable[tuple[str, str, int, int, int]]) -> None:
+    for tenant, accounts, *bound in list(rows):
+        _book(connection, tenant, accounts, held=Spend(*(-amount for amount in bound)))

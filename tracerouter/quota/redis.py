@@ -30,12 +30,14 @@ from tracerouter.types import NANOS, Balance, Denied, Headroom, Reservation, Spe
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Awaitable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from tracerouter.store import RedisStore, SqliteStore
     from tracerouter.store.redis import Script
     from tracerouter.types import Claim, Entry
 
+    Told = Callable[[str | None], Iterable[Any]]
+    """What a script is told, given the generation."""
     Who = tuple[str, str | None, str | None, str]
     """Day, team, user and role of an entry."""
 
@@ -109,6 +111,7 @@ class _Stream:
         """The generation that is known to have all up to `booked`."""
         self.known: str | None = None
         """The generation in which the tenant is known to have accounts in this month."""
+        self.opening = asyncio.Lock()
         self.sending: asyncio.Task[None] | None = None
         self.waiters: list[tuple[int, asyncio.Future[None]]] = []
 
@@ -424,24 +427,33 @@ class RedisLedger:
 
     # --- generations -------------------------------------------------------------------------------------------------
 
-    async def _asked(self, script: Script, stream: _Stream, days: Iterable[str], told: Any) -> list[Any]:
+    async def _asked(self, script: Script, stream: _Stream, days: Iterable[str], told: Told) -> list[Any]:
         """Run a script on a tenant's month, and open that where it is new."""
+        generation = self._generation
+        if stream.known != generation:
+            async with stream.opening:  # one does for all that come at once
+                if stream.known != generation:
+                    return await self._opened(script, stream, days, told)
+        found: list[Any] = await script(stream.keys(*days), generation or "", "", stream.id, *told(generation))
+        return await self._opened(script, stream, days, told) if found[0] == b"lost" else found
+
+    async def _opened(self, script: Script, stream: _Stream, days: Iterable[str], told: Told) -> list[Any]:
         opening = ""
         for _ in range(2):
             generation = self._generation
             if generation is None:
                 raise StoreUnavailable(_REBUILT)
+            known = [_known(generation, stream.month)]
             found: list[Any] = await script(stream.keys(*days), generation, opening, stream.id, *told(generation))
             if found[0] != b"lost":
-                if stream.known != generation:
-                    await self._know([_known(generation, stream.month)], stream.tenant)
-                    stream.known = generation
+                await self._know(known, stream.tenant)
+                stream.known = generation
                 return found
             await self._look()
             if self._generation != generation:
                 raise StoreUnavailable(_REBUILT)
-            # a month that is known here and yet not there is looked for once more: somebody may be opening it
-            opening = "" if await self._store.run("SISMEMBER", _known(generation, stream.month), stream.tenant) else "1"
+            # a month that is known there and yet not found is looked for once more: somebody may be opening it
+            opening = "" if await self._store.run("SISMEMBER", *known, stream.tenant) else "1"
         await self._renew(generation)
         raise StoreUnavailable(_REBUILT)
 

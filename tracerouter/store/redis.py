@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 TIMEOUT: Final = 0.5
 """Seconds that a call may take, with waiting for a connection and making it."""
+_TURNS: Final = 20
+"""Turns of the loop after the time-out, in each of which an answer that has come gets one step further."""
 PAUSE: Final = 0.5
 """Seconds after a call that was not answered, until one tries again."""
 
@@ -102,7 +104,7 @@ class RedisStore:
                 raise StoreUnavailable(msg)
             if not self.available:
                 self._try_at = clock() + PAUSE  # one tries, the others do not wait for it
-            async with asyncio.timeout(self._timeout):
+            async with _Patience(self._timeout):
                 answer = await self.client.execute_command(*command)  # type: ignore[no-untyped-call]
         except self._no_script:
             self._answered()
@@ -150,6 +152,31 @@ class RedisStore:
             self.available = False
             log.warning("the store %s fails: %s", self.name, why)
         return StoreUnavailable(f"{self.name} failed: {why}")
+
+
+class _Patience:
+    """A time-out that is Redis's fault: where the loop itself was held up, what has come meanwhile is read first."""
+
+    __slots__ = ("_handle", "_loop", "_scope", "_timeout")
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._scope = asyncio.timeout(None)
+
+    async def __aenter__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        await self._scope.__aenter__()
+        self._handle: asyncio.Handle = self._loop.call_later(self._timeout, self._expire, _TURNS)
+
+    async def __aexit__(self, *error: Any) -> None:  # noqa: PYI036 - as its own
+        self._handle.cancel()
+        await self._scope.__aexit__(*error)
+
+    def _expire(self, turns: int) -> None:
+        if turns:
+            self._handle = self._loop.call_soon(self._expire, turns - 1)
+        else:
+            self._scope.reschedule(self._loop.time())
 
 
 class Script:
