@@ -189,7 +189,7 @@ class RedisLedger:
         self._ready_at = math.inf
         self._looks = 0
         self._look_lock = asyncio.Lock()
-        self._wake, self._looked, self._joined = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._wake, self._looked = asyncio.Event(), asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
 
     @property
@@ -208,7 +208,7 @@ class RedisLedger:
         Raises:
             StoreUnavailable: Redis does not answer, or does not yet know all that was spent.
         """
-        await self._began(self._joined)
+        await self._began()
         if time.monotonic() < self._ready_at:
             raise StoreUnavailable(_REBUILT)
         caller, day = claim.caller, self.calendar.day(claim.time)
@@ -372,7 +372,7 @@ class RedisLedger:
 
     async def _sent(self, stream: _Stream) -> None:
         try:
-            await self._began(self._looked)
+            await self._began()
             while stream.to_tell(self._generation):
                 await self._step(stream)
                 stream.wake(0, stream.booked)
@@ -467,13 +467,13 @@ class RedisLedger:
         if self._watching is None:
             self._watching = asyncio.get_running_loop().create_task(self._watched())
 
-    async def _began(self, event: asyncio.Event) -> None:
-        """Wait a moment, where this process has just begun."""
+    async def _began(self) -> None:
+        """Wait a moment for the generation, where this process has just begun."""
         await self.start()
-        if not event.is_set():
+        if not self._looked.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(_JOIN):
-                    await event.wait()
+                    await self._looked.wait()
 
     async def _look(self, replaced: str = "") -> None:
         """Ask for the generation, later than now, and begin a new one where it is gone."""
@@ -510,7 +510,6 @@ class RedisLedger:
                 for stream in list(self._streams.values()):
                     if stream.to_tell(self._generation):
                         self._send(stream)
-            self._joined.set()
             with suppress(TimeoutError):
                 async with asyncio.timeout(WATCH if time.monotonic() >= self._ready_at else _POLL):
                     await self._wake.wait()

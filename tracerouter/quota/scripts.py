@@ -201,19 +201,25 @@ if not id or id == replaced or redis.call('HGET', KEYS[1], 'run') ~= run then
     id = fresh
     redis.call('HSET', KEYS[1], 'id', id, 'run', run, 'since', now)
 end
-if rebuilt == id then redis.call('HDEL', KEYS[1], busy) else redis.call('HSET', KEYS[1], busy, now + 10) end
+local wait = redis.call('HGET', KEYS[1], 'since') + window - now
+if rebuilt == id then
+    redis.call('HDEL', KEYS[1], busy)
+elseif wait > 0 or redis.call('HEXISTS', KEYS[1], busy) == 1 then
+    redis.call('HSET', KEYS[1], busy, now + 10)
+end
 local at_work, told = 0, redis.call('HGETALL', KEYS[1])
 for at = 1, #told, 2 do
     if string.sub(told[at], 1, 5) == 'busy:' then
         if tonumber(told[at + 1]) > now then at_work = at_work + 1 else redis.call('HDEL', KEYS[1], told[at]) end
     end
 end
-return {id, at_work, tostring(redis.call('HGET', KEYS[1], 'since') + window - now)}
+return {id, at_work, tostring(wait)}
 """
 """``(run, fresh, stream, rebuilt, replaced, window)``: tell the generation, how many rebuild it, and for how long yet.
 
 A generation ends when its key is gone, when Redis was started again (`run`: it may know an older state now), or when
-it is the one that was found to be lost (`replaced`). Then `fresh` is the next one.
+it is the one that was found to be lost (`replaced`). Then `fresh` is the next one. Who notices it within the window is
+waited for; who comes later is not, or every process that starts would keep all others from checking limits.
 """
 
 KNOW: Final = """

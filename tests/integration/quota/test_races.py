@@ -11,6 +11,7 @@ import sqlite3
 import sys
 import time
 from contextlib import asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -181,3 +182,70 @@ async def test_four_processes_spend_a_budget_and_no_nano_dollar_more(
         f"quota: {PROCESSES} times {CALLERS} callers on {kind}: overspend {max(0, upstream.nanos - budget)}, "
         f"{took:.1f} s, median {seconds[len(seconds) // 2]:.2f} s, {callers.round_trips} round trips"
     )
+
+
+KILLS, LEASE = 20, 3.0
+
+
+async def test_twenty_kills_charge_nothing_twice_and_leave_nothing_held(
+    folders: list[tuple[Path, str]], tmp_path: Path
+) -> None:
+    """What died processes held comes back with its lease; what they had settled is booked once; files are whole."""
+    folder, store = folders[0]
+    hang = {"large-1": "hang", "small-1": SIXTEEN}
+    async with Upstream(prices=PRICES, default=hang) as upstream, Callers() as callers:
+        quota = {"per": "tenant", "limit": "1 USD/month"}
+        policy = {"max_output_tokens": 16, "cache": "never", "quotas": [quota]}
+        path = write(folder, openai_models(upstream.url), policy, store=store)
+        go = tmp_path / "go"
+        go.touch()
+        async with opened(path):
+            pass  # it is ready
+        for turn in range(KILLS):
+            names = [(f"r{turn}-{number}", "small" if number < 4 else "large") for number in range(8)]
+            asks = [(name, f"question of {name}", model) for name, model in names]
+            pid = await callers.fork(path, asks, go, margin=0.5, timeout=LEASE - 0.5)
+            await upstream.until(partial(hangs, upstream, 4 * (turn + 1)), timeout=15)
+            if turn % 2:  # or while the cheap ones are being answered and settled
+                await callers.until(partial(answered, callers, f"r{turn}-", 4))
+            callers.kill(pid)
+        killed_at = time.monotonic()
+        async with opened(path) as ledger:
+            assert balance(ledger).held.cost_nanos
+            while balance(ledger).held.cost_nanos:
+                assert time.monotonic() - killed_at < LEASE + 5
+                await asyncio.sleep(0.05)
+            booked = balance(ledger)
+        sent = {
+            request.body["messages"][-1]["content"]: charge.nanos for request, charge in paired(upstream, "small-1")
+        }
+    (entries,) = in_journals(folders[:1], "SELECT sum(cost_nanos) FROM entries")
+    (ids,) = in_journals(folders[:1], "SELECT count(DISTINCT request_id) - count(*) FROM entries")
+    assert ids == 0
+    assert booked.spent.cost_nanos == entries == sum(costs_of(folder, sent))
+    told = {answer["name"] for answer in callers.answers}
+    assert told <= set(names_of(folder))
+    assert len(told) >= KILLS // 2 * 4
+
+
+def hangs(upstream: Upstream, number: int) -> bool:
+    return len([request for request in upstream.requests if request.body["model"] == "large-1"]) == number
+
+
+def answered(callers: Callers, name: str, number: int) -> bool:
+    return len([answer for answer in callers.answers if answer["name"].startswith(name)]) == number
+
+
+def paired(upstream: Upstream, model: str) -> list[tuple[Any, Any]]:
+    pairs = zip(upstream.requests, upstream.charges, strict=True)
+    return [(request, charge) for request, charge in pairs if charge.model == model]
+
+
+def names_of(folder: Path) -> list[str]:
+    with closing(sqlite3.connect(next(folder.glob("*.db")))) as file:
+        return [name for (name,) in file.execute("SELECT request_id FROM entries")]
+
+
+def costs_of(folder: Path, sent: dict[str, int]) -> list[int]:
+    """Return what the upstream billed for each request that is in the file."""
+    return [sent[f"question of {name}"] for name in names_of(folder)]
