@@ -32,9 +32,14 @@ REDIS = Program(
 
 
 class RedisServer:
-    """The server, for a test to look into, stop, flush or slow down."""
+    """The server, for a test to look into, stop, flush or slow down.
 
-    def __init__(self) -> None:
+    Args:
+        cluster: Whether it is a cluster, of which it has all slots.
+    """
+
+    def __init__(self, *, cluster: bool = False) -> None:
+        self._cluster = cluster
         self._port = free_port()
         self._folder = tempfile.TemporaryDirectory(prefix="redis-")
         self._running: _Process | _Container | None = None
@@ -52,14 +57,19 @@ class RedisServer:
         """Start it, empty, if it does not run, and wait until it answers."""
         if self._running is None:
             said = ["--port", str(self._port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+            said += ["--cluster-enabled", "yes", "--cluster-port", str(free_port())] if self._cluster else []
             self._running = _Container(said) if REDIS.in_container else _Process(said, self._folder.name)
         until = time.monotonic() + 20
         while True:
             with suppress(client.RedisError):
                 self.ask("PING")
-                return
+                break
             assert time.monotonic() < until, f"{self.url} does not answer"
             time.sleep(0.02)  # a server that starts gives no event to wait for
+        if self._cluster and "cluster_slots_assigned:0" in str(self.ask("CLUSTER", "INFO")):
+            self.ask("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+            while "cluster_state:ok" not in str(self.ask("CLUSTER", "INFO")):
+                time.sleep(0.02)
 
     def stop(self) -> None:
         """End it at once, with all that it holds."""
@@ -81,6 +91,17 @@ class RedisServer:
         """Send one command, and return the answer: a look past the code that is tested."""
         with closing(client.Redis.from_url(self.url, socket_timeout=5, protocol=2)) as connection:
             return connection.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    def dump(self, key: str) -> Any:
+        """Return what a key holds, for :meth:`restore`."""
+        with closing(client.Redis.from_url(self.url, protocol=2)) as connection:
+            found: Any = connection.dump(key)
+            return found
+
+    def restore(self, key: str, dumped: Any) -> None:
+        """Let a key hold what it held then."""
+        with closing(client.Redis.from_url(self.url, protocol=2)) as connection:
+            connection.restore(key, 0, dumped, replace=True)
 
 
 class _Process:
@@ -119,11 +140,28 @@ def redis_server() -> Iterator[RedisServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def redis_cluster_server() -> Iterator[RedisServer]:
+    """Start a server that is a cluster."""
+    with RedisServer(cluster=True) as server:
+        yield server
+
+
 @pytest.fixture
 def redis(redis_server: RedisServer) -> Iterator[RedisServer]:
     """Give a test the server, empty and running, whatever the test before did to it."""
-    redis_server.start()
-    redis_server.ask("FLUSHALL")
-    redis_server.ask("SCRIPT", "FLUSH")
-    yield redis_server
-    redis_server.resume()
+    yield from _emptied(redis_server)
+
+
+@pytest.fixture
+def redis_cluster(redis_cluster_server: RedisServer) -> Iterator[RedisServer]:
+    """Give a test the cluster, empty and running."""
+    yield from _emptied(redis_cluster_server)
+
+
+def _emptied(server: RedisServer) -> Iterator[RedisServer]:
+    server.start()
+    server.ask("FLUSHALL")
+    server.ask("SCRIPT", "FLUSH")
+    yield server
+    server.resume()

@@ -41,7 +41,7 @@ from tracerouter.providers import (
 )
 from tracerouter.providers.simulated import Rule
 from tracerouter.providers.simulated import Spread as LogNormal
-from tracerouter.quota import Confirmations, Jobs, MemoryRates, QuotaState, RedisRates, SqliteLedger
+from tracerouter.quota import Confirmations, Jobs, MemoryRates, QuotaState, RedisLedger, RedisRates, SqliteLedger
 from tracerouter.review import LOOK, Reviews, Webhooks, Worker
 from tracerouter.router import Router
 from tracerouter.store import DecisionLog, RedisItems, RedisStore, SqliteItems, SqliteStore
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from tracerouter.classifiers.llm import Ask
     from tracerouter.policy import Policy
     from tracerouter.protocols import Classifier
+    from tracerouter.telemetry.metrics import Instruments
     from tracerouter.types import Completion
 
 Positive = Annotated[Seconds, Field(gt=0)]
@@ -371,25 +372,15 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
     store = SqliteStore(store_path(settings.store, folder, settings.journal))
     redis = RedisStore(settings.store) if settings.store.startswith(SCHEMES) else None
     cache = OutputCache(BoundedMemoryCache(), _shared(redis) if redis else None)
-    ledger = SqliteLedger(store, policy.timezone)
+    ledger = RedisLedger(redis, store, policy.timezone) if redis else SqliteLedger(store, policy.timezone)
     items = RedisItems(redis) if redis else SqliteItems(store)
     telemetry = _telemetry(settings.telemetry, endpoint, policy, store, host)
     quotas = QuotaState(ledger, policy, keys or ())
-    telemetry.instruments.tenant_spend.read = quotas.spend
-    telemetry.instruments.budget_limit.read = quotas.budgets
-    telemetry.instruments.budget_remaining.read = quotas.remaining
-    telemetry.instruments.decisions_dropped.read = lambda: store.dropped_by_reason
-    telemetry.instruments.entries_lost.read = lambda: store.lost_by_reason
-
-    reviews = Reviews(
-        RedisItems(redis) if redis is not None else SqliteItems(store), policy.review, telemetry=telemetry
-    )
+    reviews = Reviews(items, policy.review, telemetry=telemetry)
     webhooks = _webhooks(settings.webhooks)
     worker = Worker(reviews, webhooks, LOOK if policy.reviews else SELDOM)
     reviews.woken = worker.wake
-    if policy.reviews:
-        telemetry.instruments.review_depth.read = reviews.depth
-        telemetry.instruments.review_age.read = reviews.oldest_age
+    _read(telemetry.instruments, store, ledger, quotas, reviews if policy.reviews else None)
 
     async def starting() -> None:
         worker.wake()
@@ -398,10 +389,12 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
             if warm is not None:
                 await warm()
         await asyncio.to_thread(count, "")
+        await ledger.start()
 
     async def closing() -> None:
         await worker.close()
         await cache.close()
+        await ledger.close()
         if redis is not None:
             await redis.close()
         await session.close()
@@ -433,6 +426,26 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
         closing=closing,
     )
     return Deployment(router, settings, keys)
+
+
+def _read(
+    instruments: Instruments,
+    store: SqliteStore,
+    ledger: SqliteLedger | RedisLedger,
+    quotas: QuotaState,
+    reviews: Reviews | None,
+) -> None:
+    """Let gauges and counters of what is kept elsewhere be read there."""
+    instruments.tenant_spend.read = quotas.spend
+    instruments.budget_limit.read = quotas.budgets
+    instruments.budget_remaining.read = quotas.remaining
+    instruments.decisions_dropped.read = lambda: store.dropped_by_reason
+    instruments.entries_lost.read = lambda: store.lost_by_reason
+    instruments.ledger_available.read = lambda: [((), float(ledger.available))]
+    instruments.entries_waiting.read = lambda: [((), ledger.waiting)]
+    if reviews is not None:
+        instruments.review_depth.read = reviews.depth
+        instruments.review_age.read = reviews.oldest_age
 
 
 def _check_actions(policy: Policy, store: str) -> None:

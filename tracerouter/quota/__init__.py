@@ -6,6 +6,7 @@ from tracerouter.quota.hold import ENDLESS_LEASE, LEASE_MARGIN, Hold, reserve
 from tracerouter.quota.jobs import Jobs
 from tracerouter.quota.ledger import SqliteLedger
 from tracerouter.quota.rates import MemoryRates, RedisRates
+from tracerouter.quota.redis import RedisLedger
 from tracerouter.quota.relief import Later, Relief, relieve
 from tracerouter.quota.state import QuotaState
 
@@ -19,6 +20,7 @@ __all__ = [
     "Later",
     "MemoryRates",
     "QuotaState",
+    "RedisLedger",
     "RedisRates",
     "Relief",
     "SqliteLedger",

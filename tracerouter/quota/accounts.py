@@ -71,18 +71,12 @@ class Calendar:
 
     def accounts(self, caller: Caller, role: Role, at: float) -> list[Account]:
         """Return every account on which an attempt of `caller` in `role`, begun `at`, is booked."""
-        day = self.day(at)
-        roles = (ALL, role.value, *((Role.EXPENSIVE.value,) if role is Role.FALLBACK else ()))
-        return [Account(period, who, what) for period in (day, day[:7]) for who in scopes(caller) for what in roles]
+        day, who, what = self.day(at), scopes(caller.team, caller.user), roles(role)
+        return [Account(period, one, other) for period in (day, day[:7]) for one in who for other in what]
 
     def account(self, limit: Limit, caller: Caller, at: float) -> Account:
         """Return the account that `limit` bounds."""
         return Account(self.period(limit.period, at), scope(limit.per, caller), limit.role.value if limit.role else ALL)
-
-
-def scopes(caller: Caller) -> tuple[str, str, str]:
-    """Return everybody's account that counts what `caller` spends."""
-    return "tenant", scope("team", caller), scope("user", caller)
 
 
 def scope(per: str, caller: Caller) -> str:
@@ -91,6 +85,16 @@ def scope(per: str, caller: Caller) -> str:
         return per
     named = {"team": caller.team, "user": caller.user, "key": caller.key}
     return f"{per}:{named[per] or ''}"
+
+
+def scopes(team: str | None, user: str | None) -> tuple[str, str, str]:
+    """Return whose accounts a call is booked on."""
+    return "tenant", f"team:{team or ''}", f"user:{user or ''}"
+
+
+def roles(role: str) -> tuple[str, ...]:
+    """Return in which accounts of theirs a call in `role` counts."""
+    return (ALL, Role.FALLBACK.value, Role.EXPENSIVE.value) if role == Role.FALLBACK else (ALL, str(role))
 
 
 @lru_cache(maxsize=256)

@@ -23,11 +23,15 @@ if TYPE_CHECKING:
 
 _INSERT: Final = "INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _BOOK: Final = """
-INSERT INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
+INSERT INTO accounts VALUES
+    (?1, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12), (?2, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12),
+    (?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
+ON CONFLICT DO UPDATE SET
     cost_nanos = cost_nanos + excluded.cost_nanos, requests = requests + excluded.requests,
     tokens = tokens + excluded.tokens, held_nanos = held_nanos + excluded.held_nanos,
     held_requests = held_requests + excluded.held_requests, held_tokens = held_tokens + excluded.held_tokens
 """
+"""All three at once: each step of a statement is one more wait for the interpreter's lock, while the file's is held."""
 _BALANCE: Final = """
 SELECT coalesce(sum(cost_nanos), 0), coalesce(sum(requests), 0), coalesce(sum(tokens), 0),
     coalesce(sum(held_nanos), 0), coalesce(sum(held_requests), 0), coalesce(sum(held_tokens), 0)
@@ -61,6 +65,22 @@ class SqliteLedger:
         self._store = store
         self.calendar = Calendar(zone)
 
+    @property
+    def available(self) -> bool:
+        """Whether limits can be checked, as far as is known."""
+        return self._store.available
+
+    @property
+    def waiting(self) -> int:
+        """How many entries are not booked yet, since the disk fails."""
+        return self._store.waiting
+
+    async def start(self) -> None:
+        """Do nothing: it is there."""
+
+    async def close(self) -> None:
+        """Do nothing: what it holds is the store's."""
+
     async def reserve(self, claim: Claim) -> Reservation | Denied:
         """Hold the claim's bound on all of its caller's accounts, or on none, if a limit has no room for it.
 
@@ -88,7 +108,7 @@ class SqliteLedger:
         for day, whose, team, user, role, *bound in self._store.read(_EXPIRED, (time.time(),)):
             # whoever reserves next will release it
             counts = day in days and (not roles or role in roles)
-            if counts and whose == tenant and account.scope in scopes(Caller(whose, team, user)):
+            if counts and whose == tenant and account.scope in scopes(team, user):
                 held = held.plus(Spend(*(-amount for amount in bound)))
         return Balance(Spend(*amounts[:3]), held)
 
@@ -116,30 +136,36 @@ class SqliteLedger:
         return Reservation(claim.bound, tuple(headroom))
 
     def _settled(self, entry: Entry, connection: sqlite3.Connection) -> None:
-        caller, used, day = entry.caller, entry.usage, self.calendar.day(entry.time)
-        row = (
-            entry.id,
-            entry.attempt,
-            entry.request_id,
-            entry.time,
-            day,
-            caller.tenant,
-            caller.team,
-            caller.user,
-            entry.role,
-            entry.model,
-            used.input if used else 0,
-            used.output if used else 0,
-            entry.cost.nanos,
-            entry.cost.source,
-        )
-        is_new = connection.execute(_INSERT, row).rowcount
+        day = self.calendar.day(entry.time)
+        is_new = insert(entry, day, connection)
         released = _NOTHING
         if entry.reservation is not None:
             for held in connection.execute(_RELEASE, (entry.id, entry.attempt)).fetchall():
                 released = Spend(*(-amount for amount in held[-3:]))
         if is_new or released != _NOTHING:
-            _book(connection, caller, day, entry.role, entry.spend if is_new else _NOTHING, released)
+            _book(connection, entry.caller, day, entry.role, entry.spend if is_new else _NOTHING, released)
+
+
+def insert(entry: Entry, day: str, connection: sqlite3.Connection) -> bool:
+    """Write an entry down; False: it was there."""
+    caller, used = entry.caller, entry.usage
+    row = (
+        entry.id,
+        entry.attempt,
+        entry.request_id,
+        entry.time,
+        day,
+        caller.tenant,
+        caller.team,
+        caller.user,
+        entry.role,
+        entry.model,
+        used.input if used else 0,
+        used.output if used else 0,
+        entry.cost.nanos,
+        entry.cost.source,
+    )
+    return bool(connection.execute(_INSERT, row).rowcount)
 
 
 def _roles(account: Account) -> tuple[str, ...]:
@@ -169,7 +195,7 @@ def _book(  # noqa: PLR0913 - what a row is made of
     spent: Spend = _NOTHING,
     held: Spend = _NOTHING,
 ) -> None:
-    connection.executemany(_BOOK, [(scope, day, caller.tenant, role, *spent, *held) for scope in scopes(caller)])
+    connection.execute(_BOOK, (*scopes(caller.team, caller.user), day, caller.tenant, role, *spent, *held))
 
 
 def _released(identity: str, attempt: int, connection: sqlite3.Connection) -> None:

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import contextmanager
 from hashlib import sha1
 from typing import TYPE_CHECKING, Any, Final
 
 from tracerouter.errors import ConfigError, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    from redis import Redis as BlockingRedis
     from redis.asyncio import Redis
 
 log = logging.getLogger(__name__)
 
 TIMEOUT: Final = 0.5
 """Seconds that a call may take, with waiting for a connection and making it."""
+_TURNS: Final = 20
+"""Turns of the loop after the time-out, in each of which an answer that has come gets one step further."""
 PAUSE: Final = 0.5
 """Seconds after a call that was not answered, until one tries again."""
 
@@ -36,7 +40,7 @@ class RedisStore:
 
     Args:
         url: ``redis://[[USER]:PASSWORD@]HOST[:PORT][/DB]``, or ``rediss://`` for TLS. Nothing is connected yet.
-        max_connections: Connections, at most; who finds none free waits within the time-out.
+        max_connections: Connections, at most; who finds none free waits, for as long as Redis answers the others.
         timeout: Seconds that a call may take.
 
     Raises:
@@ -45,7 +49,8 @@ class RedisStore:
 
     def __init__(self, url: str, *, max_connections: int = 32, timeout: float = TIMEOUT) -> None:
         try:
-            from redis import asyncio as client  # noqa: PLC0415 - extra `redis`
+            from redis import Redis as BlockingRedis  # noqa: PLC0415 - extra `redis`
+            from redis import asyncio as client  # noqa: PLC0415
             from redis.backoff import NoBackoff  # noqa: PLC0415
             from redis.exceptions import NoScriptError, RedisError, ResponseError  # noqa: PLC0415
             from redis.retry import Retry  # noqa: PLC0415
@@ -68,11 +73,13 @@ class RedisStore:
             raise ConfigError(msg) from None
         self.client: Redis = client.Redis(connection_pool=pool)
         """For libraries that want one; it has no time-out, raises redis-py's own errors, and tells nothing here."""
+        self._blocking = BlockingRedis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout, protocol=2)
         self.round_trips = 0
         """Requests that were sent and answered, with or without an error."""
         self.available = True
         """Whether the last call was answered."""
         self._timeout = timeout
+        self._free = asyncio.Semaphore(max_connections)
         self._try_at = 0.0
         self._no_script, self._told_error, self._errors = NoScriptError, ResponseError, (RedisError, OSError)
 
@@ -90,10 +97,14 @@ class RedisStore:
         if clock() < self._try_at:
             msg = f"{self.name} did not answer lately"
             raise StoreUnavailable(msg)
-        if not self.available:
-            self._try_at = clock() + PAUSE  # one tries, the others do not wait for it
+        await self._free.acquire()  # that many wait is no failure of Redis
         try:
-            async with asyncio.timeout(self._timeout):
+            if clock() < self._try_at:  # others found out meanwhile
+                msg = f"{self.name} did not answer lately"
+                raise StoreUnavailable(msg)
+            if not self.available:
+                self._try_at = clock() + PAUSE  # one tries, the others do not wait for it
+            async with _Patience(self._timeout):
                 answer = await self.client.execute_command(*command)  # type: ignore[no-untyped-call]
         except self._no_script:
             self._answered()
@@ -104,11 +115,27 @@ class RedisStore:
             raise self._failed(code if code.isupper() else type(error).__name__, pause=0.0) from None
         except (*self._errors, TimeoutError) as error:
             raise self._failed(type(error).__name__, pause=PAUSE) from None
+        finally:
+            self._free.release()
         self._answered()
         return answer
 
+    @contextmanager
+    def blocking(self) -> Iterator[BlockingRedis]:
+        """Lend a client that blocks, with connections of its own: for terminals and gauges.
+
+        Raises:
+            StoreUnavailable: What is asked of it fails.
+        """
+        try:
+            yield self._blocking
+        except self._errors as error:
+            msg = f"{self.name} failed: {type(error).__name__}"
+            raise StoreUnavailable(msg) from None
+
     async def close(self) -> None:
         """Close all connections."""
+        self._blocking.close()
         await self.client.aclose()
         await self.client.connection_pool.disconnect()
 
@@ -125,6 +152,31 @@ class RedisStore:
             self.available = False
             log.warning("the store %s fails: %s", self.name, why)
         return StoreUnavailable(f"{self.name} failed: {why}")
+
+
+class _Patience:
+    """A time-out that is Redis's fault: where the loop itself was held up, what has come meanwhile is read first."""
+
+    __slots__ = ("_handle", "_loop", "_scope", "_timeout")
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._scope = asyncio.timeout(None)
+
+    async def __aenter__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        await self._scope.__aenter__()
+        self._handle: asyncio.Handle = self._loop.call_later(self._timeout, self._expire, _TURNS)
+
+    async def __aexit__(self, *error: Any) -> None:  # noqa: PYI036 - as its own
+        self._handle.cancel()
+        await self._scope.__aexit__(*error)
+
+    def _expire(self, turns: int) -> None:
+        if turns:
+            self._handle = self._loop.call_soon(self._expire, turns - 1)
+        else:
+            self._scope.reschedule(self._loop.time())
 
 
 class Script:

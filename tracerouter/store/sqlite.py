@@ -54,6 +54,11 @@ CREATE TABLE IF NOT EXISTS reservations (
     PRIMARY KEY (id, attempt)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS reservations_by_expiry ON reservations (expires);
+CREATE TABLE IF NOT EXISTS streams (
+    stream TEXT NOT NULL, tenant TEXT NOT NULL, month TEXT NOT NULL, number INTEGER NOT NULL,
+    id TEXT NOT NULL, attempt INTEGER NOT NULL,
+    PRIMARY KEY (stream, tenant, month, number)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS decisions (
     request_id TEXT NOT NULL, time REAL NOT NULL, trace_id TEXT NOT NULL, tenant TEXT NOT NULL, task TEXT,
     route TEXT NOT NULL, outcome TEXT NOT NULL, reason TEXT NOT NULL, cost_nanos INTEGER,
@@ -110,6 +115,8 @@ _LONGEST_PAUSE: Final = 0.5
 """Seconds between two tries while the disk fails, at most."""
 _PATIENCE: Final = 0.5
 """Seconds that one try waits for another process to let go of the file."""
+_LOOK: Final = 0.002
+"""Seconds between two looks whether it has. SQLite's own wait comes to look every 100 ms, and finds it taken again."""
 
 _NUDGE: Final = "rows were offered"
 _CLOSE: Final = "write what is left, and end"
@@ -130,6 +137,8 @@ class _Job(NamedTuple):
     done: asyncio.Future[Any] | None
     durable: bool
     """Whether it waits for a disk that fails; nobody waits for its result."""
+    until: float = 0.0
+    """When it gives up on other processes that have the file, on the monotonic clock, if it is not durable."""
 
 
 class _Ended(NamedTuple):
@@ -157,7 +166,10 @@ class SqliteStore:
         shared = f"file:tracerouter-{secrets.token_hex(8)}?mode=memory&cache=shared"
         self._address = shared if self._in_memory else self.name
         self._writer = self._open()
-        self._writer.execute(f"PRAGMA busy_timeout = {_PATIENCE * 1000:.0f}")
+        self._writer.execute("PRAGMA busy_timeout = 0")
+        self._patience = _PATIENCE
+        self._locked = False
+        """Whether it was another process that let the last try fail."""
         self._reader = self._open()
         self._reading = threading.Lock()
         self._jobs: queue.SimpleQueue[_Job | str] = queue.SimpleQueue()
@@ -169,6 +181,16 @@ class SqliteStore:
         self._pause = self._try_at = 0.0
         self._thread = threading.Thread(target=self._run, name="tracerouter-store", daemon=True)
         self._thread.start()
+
+    @property
+    def available(self) -> bool:
+        """Whether the disk took what was last written."""
+        return not self._pause
+
+    @property
+    def waiting(self) -> int:
+        """How much of what must not be lost waits for a disk that fails."""
+        return sum(job.durable for job in list(self._unwritten))
 
     @property
     def dropped(self) -> int:
@@ -210,12 +232,13 @@ class SqliteStore:
         It must be short: all others wait for it. What it raises is raised here, and nothing of it is written.
 
         Raises:
-            StoreUnavailable: The disk fails, or the store is closed; nothing was done.
+            StoreUnavailable: The disk fails, other processes had the file for five seconds, or the store is closed;
+                nothing was done.
         """
         if self._closed or self._jobs.qsize() >= _UNWRITTEN:
             raise StoreUnavailable(_GONE)
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._jobs.put(_Job(work, done, durable=False))
+        self._jobs.put(_Job(work, done, durable=False, until=time.monotonic() + _LOCKED))
         return await done
 
     def offer(self, make: Callable[[], Row]) -> bool:
@@ -290,11 +313,12 @@ class SqliteStore:
             if self._closing or time.monotonic() >= self._try_at:
                 self._commit([*self._unwritten, *jobs])
             else:
-                self._unwritten += [job for job in jobs if job.durable]
-                _resolve([_Ended(job.done, error=StoreUnavailable(_GONE)) for job in jobs if not job.durable])
+                self._unwritten += [job for job in jobs if self._waits(job)]
+                _resolve([_refused(job) for job in jobs if not self._waits(job)])
             if self._flush_at is not None and (self._closing or time.monotonic() >= self._flush_at):
                 self._commit_offered()
-        self._overflown += len(self._unwritten)
+        self._overflown += self.waiting
+        _resolve([_refused(job) for job in self._unwritten if not job.durable])
         self._writer.close()
 
     def _wait(self) -> float | None:
@@ -324,12 +348,17 @@ class SqliteStore:
             return
         try:
             ended = self._write(jobs)
-        except sqlite3.Error:  # full, locked, read-only, gone: it may pass
+        except sqlite3.Error as error:  # full, locked, read-only, gone: it may pass
             if not self._pause:
                 log.error("the store takes no rows: the ledger's wait, the decision log's are dropped")
+            self._locked = _is_busy(error)
             self._pause = min(_LONGEST_PAUSE, self._pause * 2 or TICK)
-            self._unwritten = [job for job in jobs if job.durable]
-            ended = [_Ended(job.done, error=None if job.durable else StoreUnavailable(_GONE)) for job in jobs]
+            self._unwritten = [job for job in jobs if self._waits(job)]
+            ended = [
+                _Ended(job.done) if job.durable else _refused(job)
+                for job in jobs
+                if not self._waits(job) or job.durable
+            ]
         else:
             if self._pause:
                 log.warning("the store takes rows again")
@@ -361,7 +390,7 @@ class SqliteStore:
     def _write(self, jobs: list[_Job]) -> list[_Ended]:
         """Do all in one transaction, but for broken ones; return how each ended."""
         with self._reading if self._in_memory else nullcontext():  # in memory a reader locks the table
-            self._writer.execute("BEGIN IMMEDIATE")
+            self._begin()
             try:
                 ended = [self._done(job) for job in jobs]
                 self._writer.execute("COMMIT")
@@ -370,6 +399,22 @@ class SqliteStore:
                     self._writer.execute("ROLLBACK")
                 raise
         return ended
+
+    def _begin(self) -> None:
+        until = time.monotonic() + self._patience
+        while True:
+            try:
+                self._writer.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error) or time.monotonic() > until:
+                    raise
+                time.sleep(_LOOK)
+            else:
+                return
+
+    def _waits(self, job: _Job) -> bool:
+        """Return whether a job that could not be done is tried again."""
+        return job.durable or (self._locked and not self._closing and time.monotonic() < job.until)
 
     def _done(self, job: _Job) -> _Ended:
         """Do one job, all of it or nothing."""
@@ -413,11 +458,19 @@ def _use_wal(connection: sqlite3.Connection) -> None:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+            if not _is_busy(error) or time.monotonic() > until:
                 raise
             time.sleep(0.01)
         else:
             return
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def _refused(job: _Job) -> _Ended:
+    return _Ended(job.done, error=StoreUnavailable(_GONE))
 
 
 def _tell_broken(error: Exception) -> None:

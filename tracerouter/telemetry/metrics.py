@@ -239,6 +239,12 @@ class Instruments:
         self.entries_lost = ReadCounterOf(
             "tracerouter.ledger.lost", "{entry}", ("reason",),
             "Entries of the ledger that were not written: money that was spent and is not booked.")  # fmt: skip
+        self.entries_waiting = GaugeOf(
+            "tracerouter.ledger.waiting", "{entry}", (),
+            "Entries of the ledger that wait for its store.")  # fmt: skip
+        self.ledger_available = GaugeOf(
+            "tracerouter.ledger.available", "1", (),
+            "Whether limits can be checked: 0 while the ledger's store fails or is rebuilt.")  # fmt: skip
 
     @property
     def histograms(self) -> list[HistogramOf]:

@@ -11,9 +11,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from tracerouter.quota import Calendar, SqliteLedger
+from tracerouter.quota import Calendar, RedisLedger, SqliteLedger
 from tracerouter.quota.accounts import ALL, Account
-from tracerouter.store import SqliteStore
+from tracerouter.store import RedisStore, SqliteStore
 from tracerouter.types import (
     Balance,
     Caller,
@@ -34,16 +34,28 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    Open = Callable[..., AbstractAsyncContextManager[SqliteLedger]]
+    AnyLedger = SqliteLedger | RedisLedger
+    Open = Callable[..., AbstractAsyncContextManager[AnyLedger]]
 
 NOON = datetime(2026, 3, 15, 12, tzinfo=UTC).timestamp()
 DAY = 86_400.0
 USD = 1_000_000_000
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "redis", "redis_cluster"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     """Return what opens a ledger; opened again it finds what was written."""
+
+    @asynccontextmanager
+    async def redis(zone: str = "UTC") -> AsyncIterator[RedisLedger]:
+        store, journal = RedisStore(request.getfixturevalue(request.param).url), SqliteStore(tmp_path / "journal.db")
+        ledger = RedisLedger(store, journal, zone, window=0)
+        try:
+            yield ledger
+        finally:
+            await ledger.close()
+            await store.close()
+            journal.close()
 
     @asynccontextmanager
     async def sqlite(zone: str = "UTC") -> AsyncIterator[SqliteLedger]:
@@ -53,11 +65,11 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
         finally:
             store.close()
 
-    return sqlite
+    return sqlite if request.param in {"memory", "sqlite"} else redis
 
 
 @pytest.fixture
-async def ledger(opened: Open) -> AsyncIterator[SqliteLedger]:
+async def ledger(opened: Open) -> AsyncIterator[AnyLedger]:
     async with opened() as made:
         yield made
 
@@ -79,7 +91,7 @@ def claim(identity: str, bound: int, *limits: Limit, at: float = NOON, lease: fl
 
 
 def spent(
-    ledger: SqliteLedger,
+    ledger: AnyLedger,
     period: str = "day",
     at: float = NOON,
     *,
@@ -91,7 +103,7 @@ def spent(
 
 
 def balance(
-    ledger: SqliteLedger,
+    ledger: AnyLedger,
     period: str = "day",
     at: float = NOON,
     *,
@@ -102,18 +114,18 @@ def balance(
     return ledger.balance(tenant, Account(ledger.calendar.period(period, at), scope, role))
 
 
-async def book(ledger: SqliteLedger, *entries: Entry) -> None:
+async def book(ledger: AnyLedger, *entries: Entry) -> None:
     await asyncio.gather(*(ledger.settle(each) for each in entries))
 
 
-async def test_an_entry_is_booked_once(ledger: SqliteLedger) -> None:
+async def test_an_entry_is_booked_once(ledger: AnyLedger) -> None:
     """However often an attempt is settled, and with whatever cost, the first entry stands alone."""
     await book(ledger, entry("r", 100), entry("r", 100), entry("r", 700))
     await ledger.settle(entry("r", 100, at=NOON + DAY))
     assert spent(ledger, "month") == Spend(100, 1, 15)
 
 
-async def test_each_attempt_is_an_entry(ledger: SqliteLedger) -> None:
+async def test_each_attempt_is_an_entry(ledger: AnyLedger) -> None:
     """The attempts of one request are booked each, and a fallback as an expensive one, too."""
     await book(ledger, entry("r", 100), entry("r", 900, attempt=2, role=Role.FALLBACK), entry("s", 1))
     assert spent(ledger) == Spend(1001, 3, 45)
@@ -121,7 +133,7 @@ async def test_each_attempt_is_an_entry(ledger: SqliteLedger) -> None:
     assert spent(ledger, role="fallback") == spent(ledger, role="expensive") == Spend(900, 1, 15)
 
 
-async def test_each_scope_has_its_account(ledger: SqliteLedger) -> None:
+async def test_each_scope_has_its_account(ledger: AnyLedger) -> None:
     """Tenant, team and user are summed each, and never across tenants."""
     await book(
         ledger,
@@ -145,7 +157,7 @@ async def test_each_scope_has_its_account(ledger: SqliteLedger) -> None:
 
 
 @pytest.mark.parametrize("name", ["a:b", "user:ada", "{x}", "a b", "ä😀", "a'b", "a|b", ""])
-async def test_names_are_taken_as_they_are(ledger: SqliteLedger, name: str) -> None:
+async def test_names_are_taken_as_they_are(ledger: AnyLedger, name: str) -> None:
     """No name of a tenant, team or user reaches another's account."""
     tenant = name or "default"
     await book(ledger, entry("r", 5, tenant=tenant, team=name, user=name))
@@ -175,27 +187,27 @@ async def test_midnight_is_the_zones(opened: Open, zone: str) -> None:
             assert (ledger.calendar.end("month", midnight - 1) == midnight) == (day == 1)
 
 
-async def test_an_unknown_cost_is_left_out_of_sums(ledger: SqliteLedger) -> None:
+async def test_an_unknown_cost_is_left_out_of_sums(ledger: AnyLedger) -> None:
     """An attempt of unknown cost is counted with its tokens, and adds no money."""
     await book(ledger, entry("a", 100), entry("b", None), entry("c", None))
     assert spent(ledger) == Spend(100, 3, 45)
 
 
-async def test_sums_are_exact(ledger: SqliteLedger) -> None:
+async def test_sums_are_exact(ledger: AnyLedger) -> None:
     """Money is whole nano-dollars: no sum is off by one, however large."""
     large = 9_007_199_254_740_993  # where floats have lost the ones
     await book(ledger, entry("a", large), *(entry(f"r{number}", 1) for number in range(300)))
     assert spent(ledger).cost_nanos == large + 300
 
 
-async def test_a_classifiers_call_costs_but_is_no_attempt(ledger: SqliteLedger) -> None:
+async def test_a_classifiers_call_costs_but_is_no_attempt(ledger: AnyLedger) -> None:
     """What a classifier asks is spent like any other money, and counts for no limit on requests."""
     await book(ledger, entry("r", 100), entry("r", 7, attempt=2, role=Role.CLASSIFY))
     assert spent(ledger)[:2] == (107, 1)
     assert spent(ledger, role="classify")[:2] == (7, 0)
 
 
-async def test_the_tenants_that_spend_most_come_first(ledger: SqliteLedger) -> None:
+async def test_the_tenants_that_spend_most_come_first(ledger: AnyLedger) -> None:
     """Each tenant's sum of a day and of a month."""
     await book(
         ledger,
@@ -207,7 +219,7 @@ async def test_the_tenants_that_spend_most_come_first(ledger: SqliteLedger) -> N
     assert ledger.leaders("2026-02") == []
 
 
-async def test_what_is_reserved_counts_as_spent(ledger: SqliteLedger) -> None:
+async def test_what_is_reserved_counts_as_spent(ledger: AnyLedger) -> None:
     """A limit has room for what it holds and no more, until a claim is settled: then the truth counts."""
     ten = limit(10)
     first = await ledger.reserve(claim("a", 6, ten))
@@ -223,13 +235,13 @@ async def test_what_is_reserved_counts_as_spent(ledger: SqliteLedger) -> None:
     assert isinstance(await ledger.reserve(claim("c", 1, ten)), Denied)
 
 
-async def test_a_denied_claim_holds_nothing(ledger: SqliteLedger) -> None:
+async def test_a_denied_claim_holds_nothing(ledger: AnyLedger) -> None:
     """All limits have room, or none of them is touched."""
     assert isinstance(await ledger.reserve(claim("a", 5, limit(10), limit(4, per="user"), user="ada")), Denied)
     assert balance(ledger).held == balance(ledger, scope="user:ada").held == Spend()
 
 
-async def test_several_limits_hold_at_once(ledger: SqliteLedger) -> None:
+async def test_several_limits_hold_at_once(ledger: AnyLedger) -> None:
     """The first without room is told: by scope, role, period and unit."""
     day, month = limit(10), limit(15, period="month")
     tokens, fallbacks = limit(20, "tokens"), limit(1, "requests", role=Role.EXPENSIVE)
@@ -244,7 +256,7 @@ async def test_several_limits_hold_at_once(ledger: SqliteLedger) -> None:
         assert denied.limit == told
 
 
-async def test_a_limit_names_the_end_of_its_period(ledger: SqliteLedger) -> None:
+async def test_a_limit_names_the_end_of_its_period(ledger: AnyLedger) -> None:
     """Seconds until there is room again."""
     now = time.time()
     denied = await ledger.reserve(claim("a", 1, limit(0), at=now))
@@ -253,7 +265,7 @@ async def test_a_limit_names_the_end_of_its_period(ledger: SqliteLedger) -> None
     assert abs(now + denied.retry_after - Calendar().end("day", now)) < 5
 
 
-async def test_a_reservation_whose_owner_died_comes_back(ledger: SqliteLedger) -> None:
+async def test_a_reservation_whose_owner_died_comes_back(ledger: AnyLedger) -> None:
     """After its lease it counts no more, for who reserves and for who reads; a late truth is booked all the same."""
     ten = limit(10)
     held = await ledger.reserve(claim("a", 10, ten, lease=0.0))
@@ -264,7 +276,7 @@ async def test_a_reservation_whose_owner_died_comes_back(ledger: SqliteLedger) -
     assert balance(ledger) == Balance(Spend(9, 1, 15), Spend(10, 1, 10))
 
 
-async def test_a_claim_is_given_back(ledger: SqliteLedger) -> None:
+async def test_a_claim_is_given_back(ledger: AnyLedger) -> None:
     """A claim of which nothing came leaves no trace, whether it was granted or not."""
     wanted = claim("a", 10, limit(10))
     await ledger.reserve(wanted)
@@ -274,7 +286,7 @@ async def test_a_claim_is_given_back(ledger: SqliteLedger) -> None:
     assert isinstance(await ledger.reserve(claim("b", 10, limit(10))), Reservation)
 
 
-async def test_a_further_try_holds_as_much_again(ledger: SqliteLedger) -> None:
+async def test_a_further_try_holds_as_much_again(ledger: AnyLedger) -> None:
     """A second claim of one attempt adds to the first, and settling releases both."""
     ten = limit(10)
     await ledger.reserve(claim("a", 4, ten))
@@ -286,7 +298,7 @@ async def test_a_further_try_holds_as_much_again(ledger: SqliteLedger) -> None:
     assert balance(ledger) == Balance(Spend(7, 1, 15), Spend())
 
 
-async def test_midnight_charges_the_period_of_the_reservation(ledger: SqliteLedger) -> None:
+async def test_midnight_charges_the_period_of_the_reservation(ledger: AnyLedger) -> None:
     """A request that began before midnight holds and spends in that day, however late it ends."""
     held = await ledger.reserve(claim("a", 5, limit(10), at=NOON))
     assert isinstance(held, Reservation)
@@ -296,7 +308,7 @@ async def test_midnight_charges_the_period_of_the_reservation(ledger: SqliteLedg
     assert balance(ledger) == Balance(Spend(5, 1, 15), Spend())
 
 
-async def test_a_truth_above_its_bound_is_booked_as_it_is(ledger: SqliteLedger) -> None:
+async def test_a_truth_above_its_bound_is_booked_as_it_is(ledger: AnyLedger) -> None:
     """What was spent was spent; the limit has no room then."""
     held = await ledger.reserve(claim("a", 5, limit(10)))
     assert isinstance(held, Reservation)
@@ -307,7 +319,7 @@ async def test_a_truth_above_its_bound_is_booked_as_it_is(ledger: SqliteLedger) 
     assert denied.left == 0
 
 
-async def test_no_race_spends_more_than_the_limit(ledger: SqliteLedger) -> None:
+async def test_no_race_spends_more_than_the_limit(ledger: AnyLedger) -> None:
     """Of many claims at once as many are granted as there is room for."""
     hundred = limit(100)
     found = await asyncio.gather(*(ledger.reserve(claim(f"r{number}", 7, hundred)) for number in range(200)))

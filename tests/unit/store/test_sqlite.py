@@ -30,7 +30,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def store(path: Path) -> Iterator[SqliteStore]:
     made = SqliteStore(path)
-    made._writer.execute("PRAGMA busy_timeout = 50")  # what a lock lasts longer than in these tests
+    made._patience = 0.05  # what a lock lasts longer than in these tests
     yield made
     made.close()
 
