@@ -1301,4 +1301,50 @@ ALERTS: Final[tuple[Alert, ...]] = (
             Case("nothing waits", {_DEPTH: ((0, 240),), _AGE: ((0, 240),)}),
         ),
     ),
+    Alert(
+        name="LedgerUnavailable",
+        severity="page",
+        expr=f"sum(1 - tracerouter_ledger_available) > 0 {_REQUESTS_NOW}",
+        hold="{1m}",
+        summary="Limits can't be checked",
+        description="{{ $value | humanize }} processes do not reach the ledger, or wait until it is rebuilt.",
+        meaning="The ledger's store does not answer, or has lost its state and is being rebuilt from the replicas' "
+        "journals, which takes seconds. Requests go on; those that policy keeps closed meanwhile "
+        "(`without_ledger.closed`, by default the expensive ones) are served by a cheaper model, from the cache, or "
+        "not at all, with the reason `ledger_unavailable`. What is spent is written down, and booked when the store "
+        "is back: nothing has to be repaired by hand.",
+        panel=("telemetry-health", "Processes that can't check limits"),
+        query="tracerouter_ledger_available or tracerouter_ledger_waiting",
+        confine=(
+            Change(
+                "Users need the expensive model more than you need its limits: serve it unchecked until the store is "
+                "back.",
+                {"without_ledger": {"closed": []}},
+            ),
+            Command(
+                "Look whether Redis runs, and restart it. It may come back empty.",
+                "docker compose --file collector/compose.yaml restart redis",
+            ),
+        ),
+        then="The router's log names the store and the kind of error: `TimeoutError` is a Redis that hangs or is out "
+        "of CPU, `OOM` one that is full, `READONLY` a replica that is no primary. `{instance}` tells whether it is one "
+        "process or all. If the state is lost again and again, Redis evicts keys: set `maxmemory-policy noeviction`.",
+        fires=(
+            Case(
+                "one of two processes does not reach it",
+                _STEADY
+                | {
+                    'tracerouter_ledger_available{instance="a"}': ((1, 1), (0, 199), (-1, 1), (0, 9)),
+                    'tracerouter_ledger_available{instance="b"}': ((1, 1), (0, 209)),
+                },
+            ),
+        ),
+        silent=(
+            Case("all of them do", _STEADY | {"tracerouter_ledger_available": ((1, 1), (0, 209))}),
+            Case(
+                "Redis was restarted",
+                _STEADY | {"tracerouter_ledger_available": ((1, 1), (0, 206), (-1, 1), (1, 1), (0, 1))},
+            ),
+        ),
+    ),
 )

@@ -159,5 +159,23 @@ BOARD = Board(
                 about="Where to look when these boards have a gap.",
             ),
         ),
+        row(
+            "Can limits be checked?",
+            timeseries(
+                "Processes that can't check limits",
+                {"processes": "sum(1 - tracerouter_ledger_available)"},
+                unit="short",
+                at_most=1,
+                about="""Processes that do not reach the ledger's store, or wait until it is rebuilt. Until it is 0,
+                    requests go on, but for those that policy's without_ledger keeps closed. Look at the store.""",
+            ),
+            timeseries(
+                "Entries that wait for the ledger's store",
+                {"{{instance}}": "sum by (instance) (tracerouter_ledger_waiting)"},
+                unit="short",
+                about="""Attempts that are paid for and not booked yet, by process. They are in its journal and are
+                    booked when the store is back. If they do not go down by then, its log says why.""",
+            ),
+        ),
     ],
 )

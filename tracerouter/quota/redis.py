@@ -10,6 +10,7 @@ gone with the state. While the replicas rebuild a new generation no limit can be
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import secrets
@@ -183,6 +184,7 @@ class RedisLedger:
         self._watch, self._know = store.script(scripts.WATCH), store.script(scripts.KNOW)
         self._id = secrets.token_hex(8)
         self._streams: dict[tuple[str, str], _Stream] = {}
+        self._numbers = itertools.count()
         self._generation: str | None = None
         self._rebuilt: str | None = None
         """The generation that has all that this process knows."""
@@ -191,16 +193,17 @@ class RedisLedger:
         self._look_lock = asyncio.Lock()
         self._wake, self._looked = asyncio.Event(), asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
+        self._closed = False
 
     @property
     def available(self) -> bool:
-        """Whether limits can be checked, as far as is known."""
+        """Whether limits can be checked, as far as is known; who has not begun, or has ended, does not miss it."""
         return self._watching is None or (self._store.available and time.monotonic() >= self._ready_at)
 
     @property
     def waiting(self) -> int:
         """How many entries are not booked yet."""
-        return sum(stream.last - stream.booked for stream in list(self._streams.values()))
+        return 0 if self._closed else sum(stream.last - stream.booked for stream in list(self._streams.values()))
 
     async def reserve(self, claim: Claim) -> Reservation | Denied:
         """Hold the claim's bound on all of its caller's accounts, or on none, if a limit has no room for it.
@@ -329,6 +332,7 @@ class RedisLedger:
         """Send what waits, for some seconds; what Redis does not take by then the next process sends."""
         if self._watching is None:
             return
+        self._closed = True
         await self._journal.write(_nothing)  # all before it are written, then
         await asyncio.sleep(0)
         sending = [stream.sending for stream in self._streams.values() if stream.sending]
@@ -337,13 +341,15 @@ class RedisLedger:
         for task in (self._watching, *sending):
             task.cancel()
         await asyncio.gather(self._watching, *sending, return_exceptions=True)
+        self._watching = None
 
     # --- streams -----------------------------------------------------------------------------------------------------
 
     def _stream(self, tenant: str, month: str) -> _Stream:
         found = self._streams.get((tenant, month))
         if found is None:
-            found = self._streams[tenant, month] = _Stream(self._id, tenant, month)
+            identity = f"{self._id}.{next(self._numbers)}"
+            found = self._streams[tenant, month] = _Stream(identity, tenant, month)
         return found
 
     def _limit(self, claim: Claim, number: int) -> tuple[str, str, str, int, int]:
@@ -464,7 +470,7 @@ class RedisLedger:
 
     async def start(self) -> None:
         """Begin to look after the generation; it need not be called."""
-        if self._watching is None:
+        if self._watching is None and not self._closed:
             self._watching = asyncio.get_running_loop().create_task(self._watched())
 
     async def _began(self) -> None:
@@ -507,9 +513,11 @@ class RedisLedger:
                 if self._rebuilt != self._generation:
                     await self._rebuild(self._generation)
                     await self._look()
-                for stream in list(self._streams.values()):
+                for key, stream in list(self._streams.items()):
                     if stream.to_tell(self._generation):
                         self._send(stream)
+                    elif stream.month < self._recent() and not stream.waiting:
+                        del self._streams[key]
             with suppress(TimeoutError):
                 async with asyncio.timeout(WATCH if time.monotonic() >= self._ready_at else _POLL):
                     await self._wake.wait()
@@ -517,7 +525,7 @@ class RedisLedger:
     async def _rebuild(self, generation: str | None) -> None:
         """Book whatever a generation does not know: of this process, and of those before that used its journal."""
         rows = await asyncio.to_thread(self._journal.read, _STREAMS, (self._recent(),))
-        for other in (_Stream(*row) for row in rows if row[0] != self._id):
+        for other in (_Stream(*row) for row in rows if not row[0].startswith(self._id)):
             while other.checked != generation:
                 await self._step(other)
         for stream in list(self._streams.values()):

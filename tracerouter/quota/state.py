@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cachebox import LRUCache
 
-from tracerouter.errors import StoreUnavailable
 from tracerouter.quota.accounts import ALL, Account
 from tracerouter.types import NANOS, Caller, usd
 
@@ -47,8 +45,6 @@ class QuotaState:
 
     A limit may hold for one tier alone, and the ledger knows tenants by name. What tiers a tenant has is told by the
     API keys; where an application identifies its callers itself, by the tenant's last request.
-
-    Where the ledger's store does not answer, what gauges read is empty; the rest raises StoreUnavailable.
 
     Args:
         ledger: What was spent.
@@ -100,13 +96,12 @@ class QuotaState:
     def spend(self) -> list[tuple[tuple[str, str], float]]:
         """Return ``((tenant, period), USD)`` of the tenants that spend most, and of all others as ``other``."""
         now = time.time()
-        found: list[tuple[tuple[str, str], float]] = []
-        with suppress(StoreUnavailable):
-            for period in _PERIODS:
-                rows = self._ledger.leaders(self._ledger.calendar.period(period, now))
-                others = sum(nanos for _, nanos in rows[_LEADERS:])
-                rows = [*rows[:_LEADERS], *([("other", others)] if len(rows) > _LEADERS else [])]
-                found += [((tenant, period), nanos / NANOS) for tenant, nanos in rows]
+        found = []
+        for period in _PERIODS:
+            rows = self._ledger.leaders(self._ledger.calendar.period(period, now))
+            others = sum(nanos for _, nanos in rows[_LEADERS:])
+            rows = [*rows[:_LEADERS], *([("other", others)] if len(rows) > _LEADERS else [])]
+            found += [((tenant, period), nanos / NANOS) for tenant, nanos in rows]
         return found
 
     def budgets(self) -> list[tuple[tuple[str, str], float]]:
@@ -122,13 +117,8 @@ class QuotaState:
         return [(key, max(limit.amount - taken, 0) / NANOS) for key, limit, taken in self._budgets()]
 
     def _budgets(self) -> list[tuple[tuple[str, str], Limit, int]]:
-        found: list[tuple[tuple[str, str], Limit, int]] = []
-        with suppress(StoreUnavailable):
-            self._find_budgets(found)
-        return found
-
-    def _find_budgets(self, found: list[tuple[tuple[str, str], Limit, int]]) -> None:
         now, calendar = time.time(), self._ledger.calendar
+        found = []
         for period in _PERIODS:
             leaders = self._ledger.leaders(calendar.period(period, now)) if self._policy.limits else []
             for tenant, _ in leaders[:_LEADERS]:
@@ -141,6 +131,7 @@ class QuotaState:
                 if own and not (tiers is None and any(limit.tier is not None for limit in own)):
                     taken = self._taken(tenant, period, now).taken.cost_nanos
                     found.append(((tenant, period), min(own, key=lambda one: one.amount), taken))
+        return found
 
     def _tiers(self, tenant: str) -> set[str | None] | None:
         """Return the tiers that a tenant's callers have. None: that is not known."""

@@ -243,7 +243,7 @@ class Instruments:
             "tracerouter.ledger.waiting", "{entry}", (),
             "Entries of the ledger that wait for its store.")  # fmt: skip
         self.ledger_available = GaugeOf(
-            "tracerouter.ledger.available", "1", (),
+            "tracerouter.ledger.available", "{process}", (),
             "Whether limits can be checked: 0 while the ledger's store fails or is rebuilt.")  # fmt: skip
 
     @property

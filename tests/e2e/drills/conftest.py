@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.e2e.drills.drill import Drill
+from tests.redis_server import redis, redis_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from tests.conftest import Told
+
+__all__ = ["redis", "redis_server"]
 
 Drills = Callable[..., Drill]
 

@@ -17,6 +17,7 @@ from tracerouter.telemetry import names
 
 if TYPE_CHECKING:
     from tests.e2e.drills.conftest import Drills
+    from tests.redis_server import RedisServer
 
 
 def summarize(number: int) -> Request:
@@ -290,3 +291,25 @@ async def test_collector_down(drill_of: Drills) -> None:
         await drill.collector.start()
         await drill.prometheus.resolved("TelemetryLoss")
         await drill.trace_names("provider_error")
+
+
+async def test_redis_gone(drill_of: Drills, redis: RedisServer) -> None:
+    """Limits can't be checked: the cheap model stands in for the large one, until policy or Redis gives it back."""
+    drill = drill_of(store=redis.url)
+    async with drill, drill.traffic(summarize, puzzle):
+        drill.change("policy.yaml", quotas=[{"per": "tenant", "role": "expensive", "limit": "1000 USD/day"}])
+        await drill.restart()
+        await drill.prometheus.until("min(tracerouter_ledger_available) == 1")  # a new Redis is waited for, too
+        await drill.prometheus.resolved("LedgerUnavailable")
+        await drill.calm("LedgerUnavailable")
+        assert await drill.routes() == {"cheap", "expensive"}
+        await asyncio.to_thread(redis.stop)
+        drill.inject()
+        await drill.fires("LedgerUnavailable", severity="page")
+        await drill.panel_shows("LedgerUnavailable", above(0))
+        await drill.trace_names("ledger_unavailable", keep="share")
+        assert await drill.routes() == {"cheap"}
+        await drill.confine("LedgerUnavailable", resolves=False)
+        assert await drill.routes() == {"cheap", "expensive"}
+        await asyncio.to_thread(redis.start)
+        await drill.prometheus.resolved("LedgerUnavailable")

@@ -280,7 +280,7 @@ async def test_a_redis_that_is_gone_is_unavailable(redis: RedisServer) -> None: 
 
 
 async def test_a_file_that_is_locked_is_unavailable(tmp_path: Path) -> None:
-    """A change says within about a second that it can't be made, and none is made later."""
+    """A change waits five seconds for other processes; then it says that it can't be made, and none is made later."""
     path = tmp_path / "store.db"
     store = SqliteStore(path)
     items = SqliteItems(store)
@@ -290,7 +290,7 @@ async def test_a_file_that_is_locked_is_unavailable(tmp_path: Path) -> None:
         began = time.monotonic()
         with pytest.raises(StoreUnavailable):
             await items.change(made, by="ann", what="claim", state="claimed")
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 8
         other.execute("ROLLBACK")
     assert await items.get("review", made.id) == made
     async with asyncio.timeout(5):
