@@ -13,8 +13,10 @@ import aiohttp
 
 from tests.gateway import CHAT, Gateway, openai_models, write
 from tests.upstream import Prices, Upstream
+from tracerouter import config
 from tracerouter.quota import RedisLedger
 from tracerouter.quota.accounts import ALL, Account
+from tracerouter.types import Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,6 +98,31 @@ class Traffic:
 
 def served(answer: Answer) -> bool:
     return answer.kind == "puzzle" and answer.status == 200
+
+
+async def test_a_request_with_caches_takes_four_round_trips(
+    tmp_path: Path, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Look-up, reservation, settling and keeping are one each; a hit in memory is none, one in Redis is one."""
+    monkeypatch.setattr(RedisLedger, "__init__", partialmethod(RedisLedger.__init__, window=0))
+    async with Upstream(prices=PRICES) as upstream:
+        path = write(tmp_path, openai_models(upstream.url), {**POLICY, "cache": {"ttl": "10m"}}, store=redis.url)
+        one, other = config.load(path).router, config.load(path).router
+        trips = []
+        for router, number in ((one, 1), (other, 2), (one, 3), (one, 3), (other, 3)):
+            ledger: Any = router._ledger
+            while not ledger._rebuilt:
+                await ledger.start()
+                await asyncio.sleep(0.02)
+            ledger._watching.cancel()  # it asks, too
+            before = ledger._store.round_trips
+            outcome = await router.route(Task.chat(f"question {number}"))
+            assert outcome.completion is not None
+            trips.append(ledger._store.round_trips - before)
+        await one.close()
+        await other.close()
+    assert trips[2:] == [4, 0, 1]
+    assert len(upstream.requests) == 3
 
 
 async def test_redis_stops_hangs_and_forgets_under_load(
