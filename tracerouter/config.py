@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 import os
 import sys
 from dataclasses import dataclass
@@ -53,14 +54,16 @@ from tracerouter.validators import Checks
 from tracerouter.web import chat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from tracerouter.cache.shared import SharedCache
     from tracerouter.classifiers.llm import Ask
     from tracerouter.policy import Policy
     from tracerouter.protocols import Classifier
     from tracerouter.telemetry.metrics import Instruments
-    from tracerouter.types import Completion
+    from tracerouter.types import Caller, Completion
+
+log = logging.getLogger(__name__)
 
 Positive = Annotated[Seconds, Field(gt=0)]
 Usd = Annotated[Decimal, Field(ge=0)]
@@ -353,8 +356,9 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
     """
     policy = policies.load(folder / settings.policy)
     policy.check_aliases(settings.models)
-    _check_actions(policy, settings.store)
+    check_actions(policy, settings.store)
     keys = Keys.load(settings.keys, folder) if settings.keys and serves else None
+    _warn_of_tiers(keys or (), policy)
     checks = Checks(policy.validators, policy.schemas)
     endpoint = _endpoint(settings.telemetry)
     session = _Session()
@@ -448,8 +452,21 @@ def _read(
         instruments.review_age.read = reviews.oldest_age
 
 
-def _check_actions(policy: Policy, store: str) -> None:
-    """Check that what is promised for later is kept somewhere that outlives the process."""
+def _warn_of_tiers(callers: Iterable[Caller], policy: Policy) -> None:
+    """Say which tiers the policy does not know: none of its limits and ladders for a tier hold for them."""
+    known = policy.tiers
+    for tier in sorted({one.tier for one in callers if one.tier} - set(known)) if known else ():
+        log.warning(
+            "keys: tier %r is none of the policy's `tiers`%s: no rule for a tier holds", tier, nearest(tier, known)
+        )
+
+
+def check_actions(policy: Policy, store: str) -> None:
+    """Check that what is promised for later is kept somewhere that outlives the process.
+
+    Raises:
+        ConfigError: It is not: names the action.
+    """
     for action, what in (("confirm", "tokens"), ("queue", "requests")):
         if action in policy.actions and store == "memory:":
             msg = (

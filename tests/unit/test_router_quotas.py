@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import pytest
 
 from tests.unit.test_router import PRICES, Rig, Scripted, rig
@@ -19,6 +21,7 @@ from tracerouter.store import SqliteStore
 from tracerouter.telemetry import names
 from tracerouter.tokens import count_request
 from tracerouter.types import Balance, Caller, Freshness, Reason, Reservation, Role, Spend, Status, Task
+from tracerouter.web import errors
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator
@@ -329,3 +332,21 @@ async def test_limits_hold_by_who_asks(ledger: SqliteLedger) -> None:
     assert await status(tenant="initech", user="ada") is Status.ANSWERED
     assert await status(tenant="initech", user="bob", tier="free") is Status.REFUSED
     assert await status(tenant="globex", user="bob") is Status.REFUSED
+
+
+async def test_what_never_fits_is_not_put_off(ledger: SqliteLedger) -> None:
+    """A request larger than the whole limit is refused without a time to ask again; another gets one."""
+    with_models = limited(ledger, {"limit": usd(BOUND - 1)})
+    never = await asked(with_models)
+    assert never.denied is not None
+    assert never.denied.retry_after == math.inf
+    assert "retry-after" not in errors.response(errors.of_outcome(never), "r").headers
+    later = limited(ledger, {"limit": usd(BOUND), "name": "later"})
+    assert (await asked(later)).status is Status.ANSWERED
+    full = await asked(later, "hi")
+    assert full.denied is not None
+    assert 0 < full.denied.retry_after <= 86_400
+    told = errors.response(errors.of_outcome(full), "r")
+    assert int(told.headers["retry-after"]) <= 86_400
+    assert isinstance(told.body, bytes)
+    assert orjson.loads(told.body)["tracerouter"]["quota_action"] == "refuse"

@@ -44,7 +44,9 @@ def run_check(asked: argparse.Namespace) -> int:
     policy = load(asked.file)
     Checks(policy.validators, policy.schemas)
     if asked.config:
-        policy.check_aliases(read(asked.config, config.Settings, variables=True).models)
+        settings = read(asked.config, config.Settings, variables=True)
+        policy.check_aliases(settings.models)
+        config.check_actions(policy, settings.store)
     aliases = sorted({alias for _, alias in policy.aliases()})
     if asked.json:
         told = {"policy": policy.id, "aliases": aliases, "aliases_checked": bool(asked.config)}

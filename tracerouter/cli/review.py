@@ -90,12 +90,15 @@ async def _run(asked: argparse.Namespace) -> int:
 
 
 async def _one(reviews: Reviews, begins: str) -> Item | None:
-    """Return the review with this id, or the only one that waits and whose id begins so."""
+    """Return the review with this id, or the only one whose id begins so: of those that wait, or else of all."""
     found = await reviews.items.get("review", begins)
     if found is not None:
         return found
-    some = [one for one in await reviews.listed(WAITING, limit=10_000) if one.id.startswith(begins)]
-    return some[0] if len(some) == 1 else None
+    for states in (WAITING, STATES):
+        some = [one for one in await reviews.listed(states, limit=10_000) if one.id.startswith(begins)]
+        if some:
+            return some[0] if len(some) == 1 else None
+    return None
 
 
 def _name(asked: argparse.Namespace) -> str:

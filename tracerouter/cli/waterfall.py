@@ -45,6 +45,8 @@ def _heading(row: Mapping[str, Any]) -> Iterator[str]:
     if row.get("baseline_cost"):
         cost += f"; always-expensive {_usd(row['baseline_cost'])}"
     yield f"cost {cost}"
+    if limit := _limit(row):
+        yield limit
     label = row.get("task") or "not classified"
     if "confidence" in row:
         label += f" {row['confidence']:.2f}, threshold {row.get('threshold', 0):.2f}, by {row.get('classifier')}"
@@ -52,6 +54,17 @@ def _heading(row: Mapping[str, Any]) -> Iterator[str]:
     yield f"task {label}; {who}; policy {row['policy']}"
     when = datetime.fromtimestamp(row["time"], UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     yield f"at {when}; prompt {row['prompt_hash']}; request {row['request_id']}; trace {row['trace_id']}"
+
+
+def _limit(row: Mapping[str, Any]) -> str:
+    """Tell what limits have done to a request, and to its answer."""
+    told = [f"limit {row['quota_scope']}: {row['quota_action']}"] if "quota_action" in row else []
+    told += [f"confirmed past {', '.join(row['confirmed'])}"] if "confirmed" in row else []
+    told += [f"{row['turns_dropped']} turns left out"] if "turns_dropped" in row else []
+    told += ["the answer was turned down by validators, and accepted all the same"] if "unvalidated" in row else []
+    told += [f"an answer {row['cache_age']:.0f} s old"] if row["outcome"] == "stale" else []
+    told += [f"job {row['job']}"] if "job" in row else []
+    return "; ".join(told)
 
 
 def _stages(row: Mapping[str, Any], timeline: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -104,6 +117,8 @@ def _detail(note: Mapping[str, Any]) -> str:
     if note["name"] == "validate":
         parts.append(told[names.VALIDATION_STATUS])
         parts += told.get(names.VALIDATION_FAILURES, ())
+    if note["name"] == "quota":
+        parts.append(f"{told[names.QUOTA_SCOPE]}, {told[names.QUOTA_HEADROOM]:g} left")
     used_in = told.get(names.GEN_AI_INPUT_TOKENS, 0)
     used_out = told.get(names.GEN_AI_OUTPUT_TOKENS, 0)
     if used_in or used_out:
@@ -120,6 +135,8 @@ def _detail(note: Mapping[str, Any]) -> str:
 def _event(event: Mapping[str, Any]) -> str:
     if event["name"] == names.CHECK_EVENT:
         return f"{event[names.VALIDATOR]} {event[names.VALIDATION_STATUS]} {event[names.LATENCY] * 1e3:.1f} ms"
+    if event["name"] == names.ACTION_EVENT:
+        return f"{event[names.QUOTA_ACTION]}{'' if event['applied'] else ' does not apply'}"
     return f"{event['name']} at {event['at_ms']:.0f} ms ({event.get(names.ERROR_TYPE)})"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -55,7 +56,8 @@ async def reserve(
         any_limit = Limit("ledger", "tenant", "requests", 0, "day", then=tuple(without.then), fallback=without.fallback)
         return Denied(any_limit, 0, RETRY_AFTER, Reason.LEDGER_UNAVAILABLE)
     if isinstance(found, Denied):
-        return found
+        never = 0 < found.limit.amount < found.limit.of(claim.bound)  # one of 0 is closed until somebody opens it
+        return replace(found, retry_after=math.inf) if never else found
     hold, again = Hold(call, found), replace(claim, bound=claim.bound._replace(requests=0))
 
     async def room() -> bool:

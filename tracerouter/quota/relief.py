@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from math import isinf
 from typing import TYPE_CHECKING, NamedTuple
 
 from tracerouter.tokens import count_request
@@ -69,7 +70,9 @@ async def relieve(  # noqa: PLR0913 - all that an action may build on
     """
     actions = denied.limit.then if rung.role is not Role.FALLBACK else (denied.limit.fallback,)
     for action in (*actions, "refuse"):
-        if action in ("confirm", "queue"):
+        if action == "queue" and isinf(denied.retry_after):  # nor would there be room later
+            found = None
+        elif action in ("confirm", "queue"):
             found = await _put_off(action, later)
         else:
             found = _apply(action, rung, task, ladder, hit, rejected, fits)

@@ -402,14 +402,15 @@ def _summed(attempts: list[Attempt]) -> tuple[Usage, int | None, Source]:
 def _remaining(attempts: list[Attempt], denied: Denied | None) -> str | None:
     """Return what the limit with the smallest share left has, as the last attempt that was reserved for leaves it.
 
-    Where none was, it is the limit that was reached.
+    The limit that was reached is one of them.
     """
     last = next((attempt for attempt in reversed(attempts) if attempt.reservation), None)
-    if last is None or last.reservation is None:
-        known = denied is not None and denied.reason is Reason.BUDGET_EXHAUSTED
-        return f"{denied.limit.told(denied.left)}/{denied.limit.period}" if denied is not None and known else None
-    bound, spent = last.reservation.bound, last.spend
-    rooms = [(limit, left + limit.of(bound) - limit.of(spent)) for limit, left in last.reservation.headroom]
+    rooms = []
+    if last is not None and last.reservation is not None:
+        bound, spent = last.reservation.bound, last.spend
+        rooms = [(limit, left + limit.of(bound) - limit.of(spent)) for limit, left in last.reservation.headroom]
+    if denied is not None and denied.reason is Reason.BUDGET_EXHAUSTED and denied.limit not in dict(rooms):
+        rooms.append((denied.limit, denied.left))
     if not rooms:
         return None
     limit, left = min(rooms, key=lambda room: room[1] / room[0].amount if room[0].amount else 0.0)

@@ -77,13 +77,19 @@ def of_error(error: TracerouterError) -> Problem:
     return of_bad_request(error) if isinstance(error, BadRequest) else Problem(500, str(error), "internal")
 
 
-def of_outcome(outcome: Outcome) -> Problem:  # noqa: PLR0911 - one for each way to have no answer
-    """Tell why there is no answer: the last attempt's failure decides the status."""
+def of_outcome(outcome: Outcome) -> Problem:
+    """Tell why there is no answer, with the request's facts: the last attempt's failure decides the status."""
+    problem = _of_outcome(outcome)
+    return problem if problem.facts is not None else problem._replace(facts=outcome.facts)
+
+
+def _of_outcome(outcome: Outcome) -> Problem:  # noqa: PLR0911 - one for each way to have no answer
     if outcome.job is not None:
         return Problem(202, f"the request is run later; ask for its answer at {url(outcome.job)}", outcome.status)
     if outcome.review is not None:
         message = f"a person will answer this request; ask for the answer at {review_url(outcome.review)}"
-        return Problem(409, message, outcome.status, facts=review_facts(outcome))
+        facts = review_facts(outcome)
+        return Problem(409, message, outcome.status, more={"review": facts["review"]}, facts=facts)
     if outcome.confirmation is not None:
         return _to_confirm(outcome, outcome.confirmation)
     if outcome.status is Status.REFUSED and (
