@@ -230,19 +230,20 @@ async def test_a_replica_that_is_slow_to_rebuild_keeps_limits_closed(redis: Redi
 
 
 async def test_a_part_that_is_lost_is_rebuilt_too(redis: RedisServer, replica: Replicas) -> None:
-    """A key that Redis evicted is missed, be it the month's or the day's."""
+    """A key that Redis evicted is missed, whichever of a tenant's it is."""
     async with replica("a") as one, replica("b") as other:
         await ready(one, other)
         await book(one, now("r", 100))
         await book(other, now("s", 200))
+        assert isinstance(await one.reserve(asks("under way", 600)), Reservation)
         key = f"tracerouter:ledger:{{default}}:{one.calendar.day(NOW)}"
-        for lost in (key[:-3], key):
-            redis.ask("DEL", lost)
+        for lost in (key[:-3], key, f"{key[:-3]}:held", f"{key[:-3]}:leases"):
+            assert redis.ask("DEL", lost) == 1
             with pytest.raises(StoreUnavailable):
                 await other.reserve(asks("t", 1))
             await ready(one, other)
-            assert month(one) == today(one) == Balance(Spend(300, 2, 30))
-            assert isinstance(await other.reserve(asks(lost, 1, lease=0)), Reservation)
+            assert month(one) == today(one) == Balance(Spend(300, 2, 30), Spend(600, 1, 600))
+            assert isinstance(await other.reserve(asks(lost, 100, lease=0)), Reservation)
 
 
 async def test_a_redis_that_comes_back_with_an_older_state_is_brought_up_to_date(
