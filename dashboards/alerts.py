@@ -57,10 +57,20 @@ UNSTABLE: Final = 0.25
 """Population stability index from which two distributions are commonly held to differ."""
 LESS_SURE: Final = 0.15
 ONE_LABEL: Final = 0.95
+CLASSIFIER_FAILED: Final = 0.05
+"""The share of classifications in which a classifier failed, and no other was sure."""
 OVERHEAD: Final = 0.1
 """Seconds."""
+WAITING: Final = 20
+"""Reviews that wait, for half an hour without a break."""
+OLD: Final = 14_400
+"""Seconds that one review waits: a sixth of the time after which it expires, by default."""
 LOST: Final = 0.05
 """The share of traces, log records or rows."""
+NEARLY: Final = 0.9
+"""The share of a budget from which it is nearly used up."""
+LIMITED: Final = 0.05
+"""The share of all requests that one limit refuses."""
 
 Phases = tuple[tuple[float, int], ...]
 """The life of a series, from 0 on: growth a minute, and for how many minutes."""
@@ -192,10 +202,17 @@ def _outgrew(name: str, limit: float, always: float) -> str:
     return f"({name}:10m > {limit} unless {name}:10m <= {GROWN} * {name}:1d or {name}:10m > {always})"
 
 
-_TO_MODELS: Final = 'tracerouter_requests_total{route!~"cached|refused"}'
+_TO_MODELS: Final = 'tracerouter_requests_total{route!~"cached|queued|refused"}'
 _JUDGED: Final = 'tracerouter_validations_total{status!="skipped"}'
 _BY_CLASSIFIER: Final = 'tracerouter_classifications_total{classifier!="hint"}'
-_PROVIDER_FAILED: Final = 'tracerouter_attempts_total{error_type=~"timeout|rate_limited|provider_error"}'
+_RUNGS: Final = 'tracerouter_attempts_total{role!="classify"}'
+_PROVIDER_FAILED: Final = (
+    'tracerouter_attempts_total{role!="classify", error_type=~"timeout|rate_limited|provider_error"}'
+)
+_CHATS: Final = 'tracerouter_requests_total{task!="embeddings"}'
+_CLASSIFYING: Final = 'tracerouter_stage_duration_seconds_count{stage="classify", error_type!="cancelled"}'
+_PASSED_OVER: Final = 'tracerouter_stage_duration_seconds_count{stage="classify", error_type!~"|cancelled"}'
+_REFUSED_BY_LIMIT: Final = 'tracerouter_quota_decisions_total{action="refuse", scope!="ledger"}'
 _SPEND: Final = 'tracerouter_tenant_spend{period="day"}'
 _CALLS: Final = "gen_ai_client_operation_duration_seconds"
 _TOO_EARLY: Final = "otelcol_processor_tail_sampling_sampling_trace_dropped_too_early_total"
@@ -250,8 +267,9 @@ RECORDINGS: Final[tuple[Recording, ...]] = (
     *_beside_its_day(
         "tracerouter:cached_ratio",
         'tracerouter_requests_total{route="cached"}',
-        "tracerouter_requests_total",
-        "Share of all requests that the cache answered: it falls too when nothing is looked up any more.",
+        _CHATS,
+        "Share of all requests that the cache answered: it falls too when nothing is looked up any more. Embeddings, "
+        "which are never looked up, are not counted.",
     ),
     *_beside_its_day(
         "tracerouter:validation_failure_ratio",
@@ -263,8 +281,9 @@ RECORDINGS: Final[tuple[Recording, ...]] = (
     *_two_windows(
         "tracerouter:provider_error_ratio",
         _PROVIDER_FAILED,
-        "tracerouter_attempts_total",
-        "Share of attempts at which the provider failed; prompts that are too long are the caller's doing.",
+        _RUNGS,
+        "Share of attempts at which the provider failed; prompts that are too long are the caller's doing, and what "
+        "classifiers ask has an alert of its own.",
         "model",
     ),
     Recording("tracerouter:slow_call_ratio:5m", _slow_calls("5m"), "Share of model calls slower than 10 s."),
@@ -355,8 +374,12 @@ def _requests(route: str, outcome: str = "answered", task: str = "extract") -> s
     return f'tracerouter_requests_total{{route="{route}", outcome="{outcome}", task="{task}"}}'
 
 
-def _attempts(model: str, failure: str = "") -> str:
-    return f'tracerouter_attempts_total{{model="{model}", role="cheap", error_type="{failure}"}}'
+def _attempts(model: str, failure: str = "", role: str = "cheap") -> str:
+    return f'tracerouter_attempts_total{{model="{model}", role="{role}", error_type="{failure}"}}'
+
+
+def _classifying(failure: str = "") -> str:
+    return f'tracerouter_stage_duration_seconds_count{{stage="classify", error_type="{failure}"}}'
 
 
 def _classified(task: str, classifier: str = "examples") -> str:
@@ -409,6 +432,21 @@ def _costs(*phases: tuple[float, int]) -> dict[str, Phases]:
     return {'tracerouter_cost_total{model="large", role="expensive"}': tuple((usd / 60, for_) for usd, for_ in phases)}
 
 
+def _budget(usd: float, left: float, tenant: str = "acme") -> dict[str, Phases]:
+    """What a tenant may spend in a month, and what it has left."""
+    lives = {"limit": usd, "remaining": left}
+    return {
+        f'tracerouter_budget_{name}{{tenant="{tenant}", period="month"}}': ((amount, 1), (0, 59))
+        for name, amount in lives.items()
+    }
+
+
+def _limited(action: str, growth: float, minutes: int = 30, scope: str = "user 20 requests/day") -> dict[str, Phases]:
+    """Sixty requests a minute, of which a limit lets so many not pass."""
+    reached = f'tracerouter_quota_decisions_total{{scope="{scope}", action="{action}"}}'
+    return {_requests("cheap"): _after_calm(60, 60, minutes), reached: _after_calm(0, growth, minutes)}
+
+
 def _up(*phases: tuple[float, int]) -> dict[str, Phases]:
     return {'up{job="tracerouter", instance="collector:8889"}': ((1, 1), *phases)}
 
@@ -432,6 +470,9 @@ _ONE_TRACE_LOST: Final[dict[str, Phases]] = {
     'tracerouter_traces_kept_total{reason="share"}': _after_calm(0.3, 0.3),
     'tracerouter_traces_dropped_total{reason="queue_full"}': ((0, 200), (1, 1), (0, 9)),
 }
+
+_DEPTH: Final = 'tracerouter_review_depth{queue="review"}'
+_AGE: Final = 'tracerouter_review_oldest_age_seconds{queue="review"}'
 
 ALERTS: Final[tuple[Alert, ...]] = (
     Alert(
@@ -698,6 +739,14 @@ ALERTS: Final[tuple[Alert, ...]] = (
                 {_requests("cached", "cached"): _after_calm(40, 30), _requests("cheap"): _after_calm(60, 70)},
             ),
             Case(
+                "a job asks for embeddings, which are never cached",
+                {
+                    _requests("cached", "cached", ""): _after_calm(40, 40),
+                    _requests("cheap"): _after_calm(60, 60),
+                    _requests("cheap", task="embeddings"): _after_calm(0, 400),
+                },
+            ),
+            Case(
                 "it never answered much",
                 {_requests("cached", "cached"): _after_calm(5, 0), _requests("cheap"): _after_calm(95, 100)},
             ),
@@ -749,6 +798,69 @@ ALERTS: Final[tuple[Alert, ...]] = (
             Case("a mean confidence of 0.85 instead of 0.9", _confidence_of(0.85)),
             Case("callers name other tasks themselves", _mix(0.1, 0.9, "hint")),
             Case("a service that has one label", {_classified("summarize"): ((60, 300),)}),
+        ),
+    ),
+    Alert(
+        name="ClassifierFailing",
+        severity="ticket",
+        expr=f"{_grown(_PASSED_OVER, '10m')} / {_grown(_CLASSIFYING, '10m')} > {CLASSIFIER_FAILED} "
+        f"and {_grown(_CLASSIFYING, '10m')} >= {REQUESTS}",
+        hold="{5m}",
+        summary="A classifier fails, and no other is sure",
+        description="For {{ $value | humanizePercentage }} of the requests that were classified in the last {10m}, a "
+        "classifier failed and no other was sure.",
+        meaning="The model that a classifier asks fails or is too slow, or a classifier of your own raises. Users are "
+        "served, after they have waited for it; but what nobody is sure of goes to the last rung, at its price.",
+        panel=("classifier-validation", "Failed classifying"),
+        query='sum by (model, error_type) (increase(tracerouter_attempts_total{role="classify"}[{10m}])) or '
+        'sum by (error_type) (increase(tracerouter_stage_duration_seconds_count{stage="classify"}[{10m}]))',
+        confine=(
+            Change(
+                "If the query names a model, let the classifier ask another one.",
+                {"classifier": ["rules", "examples", {"llm": "large"}]},
+                "tracerouter.yaml",
+            ),
+            Change(
+                "Or leave the classifier out: nobody waits for it any more.",
+                {"classifier": ["rules", "examples"]},
+                "tracerouter.yaml",
+            ),
+            Change(
+                "While nobody is sure, let the cheap model try first what no task, risk or tier reserves. Validators "
+                "still stand behind it.",
+                {"min_confidence": 0.0},
+            ),
+        ),
+        then="`tracerouter trace --last abstained` (or `low_confidence`): the `classify` span has `error.type`, and so "
+        "has the `chat` span beneath it, with the server's address, if a model was asked. If none was, the log names "
+        "the classifier's class and the exception. A model that answers without a label does not count here: it "
+        "abstains.",
+        fires=(
+            Case(
+                "the model that is asked about one request in five is too slow",
+                {_classifying(): _after_calm(60, 48), _classifying("timeout"): _after_calm(0, 12)},
+            ),
+            Case(
+                "a classifier of one's own raises from the first request on",
+                {_classifying("ImportError"): ((60, 30),)},
+            ),
+        ),
+        silent=(
+            Case(
+                "one in fifty is passed over",
+                {_classifying(): _after_calm(60, 58.8), _classifying("timeout"): _after_calm(0, 1.2)},
+            ),
+            Case(
+                "callers leave while they wait",
+                {_classifying(): _after_calm(60, 30), _classifying("cancelled"): _after_calm(0, 30)},
+            ),
+            Case(
+                "it is over",
+                {
+                    _classifying(): ((60, 180), (30, 20), (60, 15)),
+                    _classifying("timeout"): ((0, 180), (30, 20), (0, 15)),
+                },
+            ),
         ),
     ),
     Alert(
@@ -805,8 +917,7 @@ ALERTS: Final[tuple[Alert, ...]] = (
     Alert(
         name="ProviderErrors",
         severity="page",
-        expr=f"{_burns('tracerouter:provider_error_ratio', WORKING)} "
-        f"and {_grown('tracerouter_attempts_total', '1h', 'model')} >= {SOME}",
+        expr=f"{_burns('tracerouter:provider_error_ratio', WORKING)} and {_grown(_RUNGS, '1h', 'model')} >= {SOME}",
         hold="{2m}",
         summary="Model {{ $labels.model }} fails",
         description="{{ $value | humanizePercentage }} of the attempts at model {{ $labels.model }} failed in the "
@@ -814,7 +925,7 @@ ALERTS: Final[tuple[Alert, ...]] = (
         meaning="The provider times out, answers 429 or 5xx, or can't be reached. If it is the cheap model, others "
         "answer at their price; if it is the last rung, users get errors.",
         panel=("providers", "Provider error ratio by model"),
-        query="sum by (model, error_type) "
+        query="sum by (model, role, error_type) "
         '(increase(tracerouter_attempts_total{error_type=~"timeout|rate_limited|provider_error"}[{10m}]))',
         confine=(
             Change(
@@ -827,9 +938,15 @@ ALERTS: Final[tuple[Alert, ...]] = (
                 "risk or a tier must go too: `policy check` names them, one at a time.",
                 {"ladder": ["small"]},
             ),
+            Change(
+                "If it is a model for embeddings, no other can stand in for it, since vectors of two models can't be "
+                "compared. Ask the same model where else it is served.",
+                {"models": {"embed": {"base_url": "https://elsewhere.example.com/v1"}}},
+                "tracerouter.yaml",
+            ),
         ),
-        then="`tracerouter trace --last provider_error` (or `timeout`, `rate_limited`): the `chat` span has "
-        "`error.type`, the server's address and the retries. Then the provider's status page.",
+        then="`tracerouter trace --last provider_error` (or `timeout`, `rate_limited`): the `chat` or `embeddings` "
+        "span has `error.type`, the server's address and the retries. Then the provider's status page.",
         fires=(
             Case(
                 "a third of the attempts time out",
@@ -842,8 +959,24 @@ ALERTS: Final[tuple[Alert, ...]] = (
                 {"model": "large"},
                 thin=1,
             ),
+            Case(
+                "a model for embeddings fails",
+                {
+                    _attempts("small"): _after_calm(60, 60),
+                    _attempts("embed"): _after_calm(60, 0),
+                    _attempts("embed", "provider_error"): _after_calm(0, 60),
+                },
+                {"model": "embed"},
+            ),
         ),
         silent=(
+            Case(
+                "it fails those who ask it what a request is",
+                {
+                    _attempts("small"): _after_calm(60, 60),
+                    _attempts("small", "timeout", "classify"): _after_calm(0, 40),
+                },
+            ),
             Case(
                 "a third times out for ten minutes",
                 {_attempts("small"): _after_calm(60, 40, 10), _attempts("small", "timeout"): _after_calm(0, 20, 10)},
@@ -1050,6 +1183,122 @@ ALERTS: Final[tuple[Alert, ...]] = (
                 }
                 | _up((0, 199)),
             ),
+        ),
+    ),
+    Alert(
+        name="BudgetExhaustion",
+        severity="ticket",
+        expr={
+            "nearly_used_up": "(1 - max by (tenant, period) (tracerouter_budget_remaining) "
+            f"/ (max by (tenant, period) (tracerouter_budget_limit) >= {USD})) > {NEARLY}",
+            "refused": f"{_grown(_REFUSED_BY_LIMIT, '10m', 'scope')} "
+            f"/ on () group_left () tracerouter:requests:10m > {LIMITED} {_REQUESTS_NOW}",
+        },
+        hold="{10m}",
+        summary="Limits on spend are reached: {{ $labels.sign }}",
+        description="{{ $labels.sign }}: {{ $value | humanizePercentage }}{{ with $labels.tenant }} of the budget of "
+        "tenant {{ . }}{{ end }}{{ with $labels.period }} for the {{ . }}{{ end }}{{ with $labels.scope }} of all "
+        "requests, by the limit {{ . }}{{ end }}.",
+        meaning="A tenant has less than a tenth of its budget left (`nearly_used_up`), or one limit refuses more than "
+        "one request in twenty (`refused`): those users get the status 429. Policy wants it so; whether it is a "
+        "runaway job or growth is for a person to say. It ends by itself with the day or month.",
+        panel=("cost-tenants", "Used and refused"),
+        query="sum by (scope, action) (increase(tracerouter_quota_decisions_total[{1h}]))",
+        confine=(
+            Change(
+                "If the spend is wanted, raise the limit. `quotas` is a list: leave the other ones in it.",
+                {"quotas": [{"per": "tenant", "limit": "500 USD/month", "then": ["downgrade", "stale", "refuse"]}]},
+            ),
+            Change(
+                "Or limit the expensive models alone, so that cheap answers go on.",
+                {
+                    "quotas": [
+                        {
+                            "per": "tenant",
+                            "role": "expensive",
+                            "limit": "50 USD/month",
+                            "then": ["downgrade", "stale", "refuse"],
+                            "fallback": "accept",
+                        }
+                    ]
+                },
+            ),
+            Command(
+                "If it is not wanted, see which user or team it is, and withdraw its key.",
+                "tracerouter quota --config tracerouter.yaml --tenant acme --user ann",
+            ),
+        ),
+        then="`tracerouter trace --last budget_exhausted`: the `quota` span names the limit, what it had left and each "
+        'action that was tried. CostBurnTenant at the same time: a runaway job. The panel "Calls that cost more than '
+        'was held" above zero: a limit can be passed by those.',
+        fires=(
+            Case(
+                "a tenant has used 95 of 100 USD",
+                _budget(100, 5),
+                {"sign": "nearly_used_up", "tenant": "acme", "period": "month"},
+            ),
+            Case(
+                "a tenant has used all",
+                _budget(100, 0) | _budget(100, 60, "globex"),
+                {"sign": "nearly_used_up", "tenant": "acme", "period": "month"},
+            ),
+            Case(
+                "a limit refuses one request in ten",
+                _limited("refuse", 6),
+                {"sign": "refused", "scope": "user 20 requests/day"},
+            ),
+        ),
+        silent=(
+            Case("a tenant has used 85 of 100 USD", _budget(100, 15)),
+            Case("a limit refuses one request in fifty", _limited("refuse", 1.2)),
+            Case("a limit refuses one request in ten for five minutes", _limited("refuse", 6, 5)),
+            Case("a limit sends one request in ten to the cheap model", _limited("downgrade", 6)),
+            Case("no limit can be checked", _limited("refuse", 30, scope="ledger")),
+        ),
+    ),
+    Alert(
+        name="ReviewBacklog",
+        severity="ticket",
+        expr={
+            "depth": f"max by (queue) (min_over_time(tracerouter_review_depth[{{30m}}])) >= {WAITING}",
+            "age": f"max by (queue) (tracerouter_review_oldest_age_seconds) > {OLD} "
+            "and max by (queue) (tracerouter_review_depth) >= 1",
+        },
+        hold="{10m}",
+        summary="Requests wait too long for a person: {{ $labels.sign }}",
+        description="{{ $labels.sign }}: {{ $value | humanize }}.",
+        meaning="More requests go to review than reviewers decide on (`depth`), or one is forgotten (`age`, in "
+        "seconds). Callers wait for their answers; what nobody decides on expires, and then they get none.",
+        panel=("route-mix", "Reviews waiting"),
+        query='sum by (task) (increase(tracerouter_requests_total{route="review"}[{30m}]))',
+        confine=(
+            Command(
+                "Decide, the oldest first, which the list has at its end: `claim`, then `approve`, `edit` or `reject`.",
+                "tracerouter review list --config tracerouter.yaml",
+            ),
+            Change(
+                "If a model's answer may go out once validators have accepted it, let people see only what no model "
+                "could answer. It holds for new requests; those that wait have still to be decided on.",
+                {"risks": {"legal": {"review": "after_ladder"}}},
+            ),
+        ),
+        then="`tracerouter trace --last in_review`: its reason tells what sends it there. `risk`: what was found, as "
+        "`risk` events on the `classify` span. `forced_task`: the task's own `review`. `low_confidence`, `abstained`: "
+        "`review.low_confidence`, so see ClassifierDrift. Another one: every rung failed, see RequestsFailing.",
+        fires=(
+            Case("one more waits each minute", {_DEPTH: ((0, 180), (1, 90))}, {"sign": "depth", "queue": "review"}),
+            Case(
+                "one is forgotten for thirteen hours",
+                {_AGE: ((60, 780),), _DEPTH: ((0, 1), (1, 1), (0, 778))},
+                {"sign": "age", "queue": "review"},
+                thin=1,
+            ),
+        ),
+        silent=(
+            Case("ten wait", {_DEPTH: ((0, 180), (10, 1), (0, 60))}),
+            Case("fifty come together, and are decided on", {_DEPTH: ((0, 180), (50, 1), (0, 25), (-2, 25))}),
+            Case("the oldest has waited for three hours", {_AGE: ((60, 180),), _DEPTH: ((1, 1), (0, 179))}),
+            Case("nothing waits", {_DEPTH: ((0, 240),), _AGE: ((0, 240),)}),
         ),
     ),
     Alert(

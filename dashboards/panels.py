@@ -46,6 +46,8 @@ _GOOD, _BAD = "green", "red"
 _COLOURS: Final = {
     "answered": "green", "cached": "blue", "refused": "yellow", "failed": "red", "cancelled": "gray",
     "cheap": "green", "expensive": "purple", "fallback": "orange", "classify": "semi-dark-blue",
+    "queued": "semi-dark-yellow", "needs_confirmation": "dark-yellow",
+    "review": "dark-yellow", "in_review": "dark-yellow",
     "hit": "blue", "miss": "gray", "stale": "yellow", "bypass": "purple",
 }  # fmt: skip
 """Of a route, an outcome or a cache's result: the same on every board."""

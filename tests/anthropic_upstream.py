@@ -33,7 +33,8 @@ another type, tool results that do not follow their call, calls without results,
 in `newer` take no sampling parameters and no forced tools; with version 2026-10-21 no model takes the former.
 
 **The bill** is as in ``tests.upstream``: each block of the system prompt counts as a message of role system, and a
-message's texts as one, joined by line feeds. An image is 765 tokens.
+message's texts as one, joined by line feeds. An image is a token for each 28 by 28 pixels, of 2576 on an edge and 4784
+tokens at most; one that is linked, or can't be opened, is 4784.
 """
 
 from __future__ import annotations
@@ -43,10 +44,13 @@ import base64
 import binascii
 import json
 import re
+from io import BytesIO
 from itertools import pairwise
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
+from PIL import Image
 
 from tests.upstream import _BREAKING, _TEXT, _WORDS, Charge, Prices, Upstream, _Dropped, count
 
@@ -374,8 +378,23 @@ def count_input(body: Mapping[str, Any]) -> int:
     system = [{"type": "text", "text": system}] if isinstance(system, str) else system
     said = [("system", block["text"]) for block in system]
     said += [(message["role"], _texts(message["content"])) for message in body["messages"]]
-    images = sum(bool(block["type"] == "image") for message in body["messages"] for block in _list(message["content"]))
-    return 3 + sum(3 + count(role) + count(text) for role, text in said) + 765 * images
+    blocks = [block for message in body["messages"] for block in _list(message["content"])]
+    images = sum(_count_image(block["source"]) for block in blocks if block["type"] == "image")
+    return 3 + sum(3 + count(role) + count(text) for role, text in said) + images
+
+
+def _count_image(source: Mapping[str, Any]) -> int:
+    try:
+        with Image.open(BytesIO(base64.b64decode(source["data"]))) as image:
+            width, height = image.size
+    except (KeyError, OSError):  # linked, or no image
+        return 4784
+    for edge in range(min(2576, max(width, height)), 0, -1):
+        scale = edge / max(width, height)
+        tokens = ceil(max(1, round(width * scale)) / 28) * ceil(max(1, round(height * scale)) / 28)
+        if tokens <= 4784:
+            return tokens
+    return 1
 
 
 def _texts(content: str | list[dict[str, Any]]) -> str:

@@ -41,14 +41,16 @@ from tracerouter.providers import (
 )
 from tracerouter.providers.simulated import Rule
 from tracerouter.providers.simulated import Spread as LogNormal
-from tracerouter.quota import QuotaState, RedisLedger, SqliteLedger
+from tracerouter.quota import Confirmations, Jobs, MemoryRates, QuotaState, RedisLedger, RedisRates, SqliteLedger
+from tracerouter.review import LOOK, Reviews, Webhooks, Worker
 from tracerouter.router import Router
-from tracerouter.store import DecisionLog, RedisStore, SqliteStore
+from tracerouter.store import DecisionLog, RedisItems, RedisStore, SqliteItems, SqliteStore
 from tracerouter.store.redis import SCHEMES
 from tracerouter.telemetry import Keep, Telemetry, over_otlp, to_console
 from tracerouter.tokens import count
 from tracerouter.types import EMBEDDINGS, MAX_BODY_BYTES
 from tracerouter.validators import Checks
+from tracerouter.web import chat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from tracerouter.classifiers.llm import Ask
     from tracerouter.policy import Policy
     from tracerouter.protocols import Classifier
+    from tracerouter.telemetry.metrics import Instruments
     from tracerouter.types import Completion
 
 Positive = Annotated[Seconds, Field(gt=0)]
@@ -261,6 +264,14 @@ def _store(found: object) -> object:
 JOURNAL: Final = Path("tracerouter-journal.db")
 
 
+class WebhooksOf(Written):
+    """Where callers may be told what came of a review."""
+
+    allow: list[str] = Field(min_length=1, description="URLs that a target must be below")
+    secret: SecretStr = Field(description="whsec_ and random bytes in base64: signs what is sent")
+    private: bool = Field(default=False, description="Whether targets may be at loopback and private addresses")
+
+
 class Settings(Written):
     """``tracerouter.yaml``, the deployment."""
 
@@ -273,8 +284,12 @@ class Settings(Written):
     )
     keys: KeysOf | None = None
     telemetry: TelemetryOf = TelemetryOf()
+    webhooks: WebhooksOf | None = None
     timeout: Positive = Field(default=120.0, description="A request's deadline, where the caller names none")
     keep_alive: Positive = Field(default=15.0, description="Silence in a stream after which a comment is sent")
+    write_timeout: Positive = Field(
+        default=60.0, description="Who takes nothing of a stream for so long counts as gone"
+    )
     max_body: Annotated[int, Field(ge=1024)] = Field(default=MAX_BODY_BYTES, description="Bytes")
     policy: Path
 
@@ -298,6 +313,8 @@ class Settings(Written):
         return self
 
 
+SELDOM = 60.0
+"""Seconds between two looks at the queue where the policy adds nothing to it: what an older one left still expires."""
 TELEMETRY_DELAY = 0.05
 """Seconds for which finished requests wait to be told together."""
 
@@ -336,8 +353,10 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
     """
     policy = policies.load(folder / settings.policy)
     policy.check_aliases(settings.models)
+    _check_actions(policy, settings.store)
     keys = Keys.load(settings.keys, folder) if settings.keys and serves else None
     checks = Checks(policy.validators, policy.schemas)
+    endpoint = _endpoint(settings.telemetry)
     session = _Session()
 
     async def ask(alias: str, body: Mapping[str, Any], timeout: float) -> Completion:  # noqa: ASYNC109 - of many rooms
@@ -354,17 +373,17 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
     redis = RedisStore(settings.store) if settings.store.startswith(SCHEMES) else None
     cache = OutputCache(BoundedMemoryCache(), _shared(redis) if redis else None)
     ledger = RedisLedger(redis, store, policy.timezone) if redis else SqliteLedger(store, policy.timezone)
-    telemetry = _telemetry(settings.telemetry, policy, store, host)
-    quotas = QuotaState(ledger, policy)
-    telemetry.instruments.tenant_spend.read = quotas.spend
-    telemetry.instruments.budget_limit.read = quotas.budgets
-    telemetry.instruments.budget_remaining.read = quotas.remaining
-    telemetry.instruments.decisions_dropped.read = lambda: store.dropped_by_reason
-    telemetry.instruments.entries_lost.read = lambda: store.lost_by_reason
-    telemetry.instruments.ledger_available.read = lambda: [((), float(ledger.available))]
-    telemetry.instruments.entries_waiting.read = lambda: [((), ledger.waiting)]
+    items = RedisItems(redis) if redis else SqliteItems(store)
+    telemetry = _telemetry(settings.telemetry, endpoint, policy, store, host)
+    quotas = QuotaState(ledger, policy, keys or ())
+    reviews = Reviews(items, policy.review, telemetry=telemetry)
+    webhooks = _webhooks(settings.webhooks)
+    worker = Worker(reviews, webhooks, LOOK if policy.reviews else SELDOM)
+    reviews.woken = worker.wake
+    _read(telemetry.instruments, store, ledger, quotas, reviews if policy.reviews else None)
 
     async def starting() -> None:
+        worker.wake()
         for classifier in (*classifiers, risks):
             warm = getattr(classifier, "warm", None)
             if warm is not None:
@@ -373,6 +392,7 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
         await ledger.start()
 
     async def closing() -> None:
+        await worker.close()
         await cache.close()
         await ledger.close()
         if redis is not None:
@@ -394,12 +414,49 @@ def build(settings: Settings, folder: Path = Path(), *, serves: bool = True, **h
         cache=cache,
         ledger=ledger,
         quotas=quotas,
+        rates=RedisRates(redis) if redis else MemoryRates(),
+        confirmations=Confirmations(items),
+        jobs=Jobs(items, chat.later) if "queue" in policy.actions else None,
         telemetry=telemetry,
+        reviews=reviews,
+        webhooks=webhooks,
         timeout=settings.timeout,
+        write_timeout=settings.write_timeout,
         starting=starting,
         closing=closing,
     )
     return Deployment(router, settings, keys)
+
+
+def _read(
+    instruments: Instruments,
+    store: SqliteStore,
+    ledger: SqliteLedger | RedisLedger,
+    quotas: QuotaState,
+    reviews: Reviews | None,
+) -> None:
+    """Let gauges and counters of what is kept elsewhere be read there."""
+    instruments.tenant_spend.read = quotas.spend
+    instruments.budget_limit.read = quotas.budgets
+    instruments.budget_remaining.read = quotas.remaining
+    instruments.decisions_dropped.read = lambda: store.dropped_by_reason
+    instruments.entries_lost.read = lambda: store.lost_by_reason
+    instruments.ledger_available.read = lambda: [((), float(ledger.available))]
+    instruments.entries_waiting.read = lambda: [((), ledger.waiting)]
+    if reviews is not None:
+        instruments.review_depth.read = reviews.depth
+        instruments.review_age.read = reviews.oldest_age
+
+
+def _check_actions(policy: Policy, store: str) -> None:
+    """Check that what is promised for later is kept somewhere that outlives the process."""
+    for action, what in (("confirm", "tokens"), ("queue", "requests")):
+        if action in policy.actions and store == "memory:":
+            msg = (
+                f"{policy.source}: {policy.actions[action]}: `{action}` keeps {what} in the store, and "
+                "`store: memory:` forgets them with the process: use sqlite:///PATH or redis://HOST:PORT/DB"
+            )
+            raise ConfigError(msg)
 
 
 def _shared(redis: RedisStore) -> SharedCache:
@@ -510,7 +567,13 @@ def _classifier(found: object, policy: Policy, folder: Path, ask: Ask) -> Classi
     return made
 
 
-def _telemetry(found: TelemetryOf, policy: Policy, store: SqliteStore, host: Mapping[str, Any]) -> Telemetry:
+def _webhooks(found: WebhooksOf | None) -> Webhooks | None:
+    return None if found is None else Webhooks(found.allow, found.secret.get_secret_value(), private=found.private)
+
+
+def _telemetry(
+    found: TelemetryOf, endpoint: str | None, policy: Policy, store: SqliteStore, host: Mapping[str, Any]
+) -> Telemetry:
     keep = Keep(found.keep.share, found.keep.slow, found.keep.dear, found.keep.parent)
     facts: dict[str, Any] = {
         "keep": keep,
@@ -521,7 +584,6 @@ def _telemetry(found: TelemetryOf, policy: Policy, store: SqliteStore, host: Map
         "delay": TELEMETRY_DELAY,
         **{name: value for name, value in host.items() if value},
     }
-    endpoint = _endpoint(found)
     if endpoint:
         return over_otlp(endpoint, metric_interval=found.metric_interval, **facts)
     if found.console:

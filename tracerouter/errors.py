@@ -4,6 +4,10 @@
     ├── ConfigError            a file or setting of the owner's is wrong; names file, line and the fix
     ├── BadRequest             what the caller sent is wrong; names the field        (HTTP 400)
     │   ├── Unauthorized       no key, or one that is not known                      (HTTP 401)
+    │   ├── Forbidden          its key may not do that                               (HTTP 403)
+    │   ├── NotFound           there is no such thing, or it is another tenant's     (HTTP 404)
+    │   ├── Conflict           somebody else was first, or it is too late            (HTTP 409)
+    │   ├── KeyReused          an idempotency key came with another request before   (HTTP 422)
     │   ├── UnknownModel       `model` is neither `auto` nor an alias                (HTTP 404)
     │   └── TooLarge           a body or prompt over the limit                       (HTTP 413)
     ├── CallerGone             the caller stopped reading its stream
@@ -68,6 +72,34 @@ class Unauthorized(BadRequest):
     code = "invalid_api_key"
 
 
+class Forbidden(BadRequest):
+    """The caller's key may not do that."""
+
+    status = 403
+    code = "forbidden"
+
+
+class NotFound(BadRequest):
+    """There is no such thing, or none that is the caller's to see."""
+
+    status = 404
+    code = "not_found"
+
+
+class Conflict(BadRequest):
+    """Somebody else was first, or it is too late."""
+
+    status = 409
+    code = "conflict"
+
+
+class KeyReused(BadRequest):
+    """An idempotency key came with another request before."""
+
+    status = 422
+    code = "idempotency_key_reused"
+
+
 class UnknownModel(BadRequest):
     """The model asked for is neither ``auto`` nor an alias of the file."""
 
@@ -91,7 +123,7 @@ class CallerGone(TracerouterError):
 
 
 class StoreUnavailable(TracerouterError):
-    """The store can't be reached, or its disk fails: what needs it degrades, and the service goes on."""
+    """The store can't be reached, or its disk fails: what needs it degrades; ``str()`` holds no data."""
 
 
 class ProviderError(TracerouterError):

@@ -15,13 +15,15 @@ from tracerouter.policy.file import Written
 from tracerouter.types import Caller
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 _SHORTEST_KEY = 8
+_RIGHTS = ("admin", "reviewer")
+_KNOWN = ("key", "tenant", "team", "user", "tier", *_RIGHTS)
 
 
 class KeysOf(Written):
-    """Where the API keys are: a JSON list of ``{"key", "tenant", "team", "user", "tier"}``."""
+    """Where the API keys are: a JSON list of ``{"key", "tenant", "team", "user", "tier", "admin", "reviewer"}``."""
 
     env: str | None = Field(default=None, description="A variable that holds the list")
     file: Path | None = None
@@ -35,6 +37,10 @@ class Keys:
 
     def __len__(self) -> int:
         return len(self._callers)
+
+    def __iter__(self) -> Iterator[Caller]:
+        """Give whom each key stands for."""
+        return iter(self._callers.values())
 
     def caller(self, key: str) -> Caller | None:
         """Return whom `key` stands for. It is looked up by its digest, so that timing tells nothing of the keys."""
@@ -72,25 +78,29 @@ def _callers(source: str, text: str) -> Iterable[tuple[bytes, Caller]]:
     except orjson.JSONDecodeError:
         entries = None
     if not isinstance(entries, list):
-        msg = f'keys: {source} must hold a JSON list of {{"key", "tenant", "team", "user", "tier"}}'
+        shape = ", ".join(f'"{name}"' for name in _KNOWN)
+        msg = f"keys: {source} must hold a JSON list of {{{shape}}}"
         raise ConfigError(msg)
-    known = ("key", "tenant", "team", "user", "tier")
     for position, entry in enumerate(entries):
         where = f"keys: {source}, entry {position}"
         if not isinstance(entry, dict) or not isinstance(entry.get("key"), str) or len(entry["key"]) < _SHORTEST_KEY:
             msg = f"{where}: needs a `key` of at least {_SHORTEST_KEY} characters"
             raise ConfigError(msg)
         for name, value in entry.items():
-            if name not in known:
-                msg = f"{where}: {name!r} is not known{nearest(name, known)}"
+            if name not in _KNOWN:
+                msg = f"{where}: {name!r} is not known{nearest(name, _KNOWN)}"
                 raise ConfigError(msg)
-            if value is not None and not isinstance(value, str):
+            if name in _RIGHTS and not isinstance(value, bool):
+                msg = f"{where}: {name!r} must be true or false"
+                raise ConfigError(msg)
+            if name not in _RIGHTS and value is not None and not isinstance(value, str):
                 msg = f"{where}: {name!r} must be a string"
                 raise ConfigError(msg)
         if not entry.get("tenant"):
             msg = f"{where}: needs a `tenant`"
             raise ConfigError(msg)
-        yield _digest(entry["key"]), Caller(entry["tenant"], entry.get("team"), entry.get("user"), entry.get("tier"))
+        digest = _digest(entry.pop("key"))
+        yield digest, Caller(**entry, key=digest[:8].hex())
 
 
 def _digest(key: str) -> bytes:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from tracerouter.types import (
+        Admission,
         Call,
+        Caller,
         Check,
         Claim,
         Classification,
         Completion,
         Denied,
         Entry,
+        Limit,
         Meter,
         Reservation,
         Task,
@@ -25,7 +28,12 @@ if TYPE_CHECKING:
 
 
 class Provider(Protocol):
-    """Speaks to one kind of model. One that can embed too says so: ``operations = ("chat", "embeddings")``."""
+    """Speaks to one kind of model.
+
+    It may say more of itself: ``operations = ("chat", "embeddings")`` if it can embed too, ``max_choices = 1`` if it
+    gives no more than one answer a request (``n``), and ``image_tokens(part, model)`` if its images do not count as
+    OpenAI's.
+    """
 
     async def complete(self, call: Call, meter: Meter, sink: Sink | None) -> Completion:
         """Ask the model once.
@@ -71,4 +79,20 @@ class Ledger(Protocol):
 
     def settle(self, entry: Entry) -> Awaitable[None]:
         """Book one attempt at once, and release what was reserved for it; await the result to know it is durable."""
+        ...
+
+
+class Rates(Protocol):
+    """Knows how fast callers ask."""
+
+    async def take(self, caller: Caller, rates: Sequence[Limit], tokens: int) -> Admission:
+        """Take one request of `tokens` from all `rates`, or from none where one has no room.
+
+        Raises:
+            StoreUnavailable: It can't be told.
+        """
+        ...
+
+    def owe(self, caller: Caller, rates: Sequence[Limit], tokens: int) -> None:
+        """Take `tokens` that were used, whether there is room or not."""
         ...

@@ -39,6 +39,7 @@ def checked(body: object) -> dict[str, Any]:
         if value is not None and not isinstance(value, shape):
             msg = f"`{name}` must be {_SHAPES[shape]}, not {_kind(value)}"
             raise BadRequest(msg, name)
+    _check_tools(body.get("tools") or [])
     _check_response_format(body.get("response_format"))
     return body
 
@@ -93,6 +94,18 @@ def _check_messages(messages: object) -> None:
             continue
         msg = f"`{where}.content` must be a string or a list of parts, not {_kind(content)}"
         raise BadRequest(msg, f"{where}.content")
+
+
+def _check_tools(tools: list[Any]) -> None:
+    for index, tool in enumerate(tools):
+        where = f"tools[{index}]"
+        if not isinstance(tool, dict) or not isinstance(tool.get("function") or {}, dict):
+            msg = f"`{where}` must be an object with `type` and `function`, not {_shown(tool)}"
+            raise BadRequest(msg, where)
+        parameters = (tool.get("function") or {}).get("parameters")
+        if not isinstance(parameters or {}, dict):
+            msg = f"`{where}.function.parameters` must be a JSON Schema, not {_kind(parameters)}"
+            raise BadRequest(msg, f"{where}.function.parameters")
 
 
 def _check_response_format(wanted: dict[str, Any] | None) -> None:

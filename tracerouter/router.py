@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import wraps
 from itertools import groupby
@@ -17,6 +18,7 @@ from tracerouter.errors import (
     ConfigError,
     ProviderError,
     ProviderTimeout,
+    StoreUnavailable,
     Unaffordable,
     UnknownModel,
     nearest,
@@ -24,10 +26,11 @@ from tracerouter.errors import (
 )
 from tracerouter.policy import decide
 from tracerouter.providers import HandlerProvider, Model, compose
-from tracerouter.quota import ENDLESS_LEASE, LEASE_MARGIN, Hold, relieve, reserve
-from tracerouter.telemetry import Telemetry, names
+from tracerouter.quota import ENDLESS_LEASE, LEASE_MARGIN, Hold, Later, relieve, reserve
+from tracerouter.telemetry import Telemetry, fresh_id, names
 from tracerouter.tokens import count_request
 from tracerouter.types import (
+    CHAT,
     EMBEDDINGS,
     NANOS,
     Attempt,
@@ -44,6 +47,7 @@ from tracerouter.types import (
     Meter,
     Outcome,
     Reason,
+    Review,
     Role,
     Rules,
     Rung,
@@ -59,10 +63,11 @@ if TYPE_CHECKING:
 
     from tracerouter.cache import OutputCache
     from tracerouter.policy import Policy
-    from tracerouter.protocols import Classifier, Ledger, Sink
-    from tracerouter.quota import QuotaState, Relief
+    from tracerouter.protocols import Classifier, Ledger, Rates, Sink
+    from tracerouter.quota import Confirmations, Jobs, QuotaState, Relief
+    from tracerouter.review import Reviews, Webhooks
     from tracerouter.telemetry import Draft, Note
-    from tracerouter.types import Check, Reservation
+    from tracerouter.types import Caller, Check, Confirmation, Job, Reservation
     from tracerouter.validators import Checks, Validator
 
 
@@ -85,10 +90,11 @@ def _in_flight(route: _Route) -> _Route:
 
     @wraps(route)
     async def carried(self: Router, task: Task, sink: Sink | None = None) -> Outcome:
-        if self._cache is None:
+        key = self._key(task)
+        if self._cache is None or key is None:
             return await route(self, task, sink)
-        # a wrapped handler stays in the task of its own request, as it would without us
-        apart = task.handler is None
+        # a task costs more than an answer at hand; and a wrapped handler stays in that of its own request
+        apart = task.handler is None and not await self._cache.at_hand(key, task.freshness)
         return await self._cache.flights.carry(lambda taps: route(self, task, taps), sink, apart=apart)
 
     return cast("_Route", carried)
@@ -105,13 +111,19 @@ class Router:
         cache: Answers given before. None: nothing is kept.
         ledger: Where spend is reserved and booked. None: nowhere, and no limit is kept.
         quotas: How callers stand against the policy's limits, for who asks.
+        rates: How fast callers ask. None: as fast as they like.
+        confirmations: The tokens with which callers pass a limit. None: they can't, and the policy names no `confirm`.
+        jobs: The requests that are run later. None: none are, and the policy names no `queue`.
         telemetry: Where traces, metrics and records go. By default nowhere.
+        reviews: The queue of requests that wait for a person. None: there is none, and the policy asks for none.
+        webhooks: Where callers may be told what came of a review. None: nowhere.
         timeout: Seconds from the start of ``route`` to the deadline, where the task names none.
+        write_timeout: Seconds after which the doors over HTTP give up on who takes nothing of a stream.
         starting: Loads what the first request would have to wait for.
         closing: Frees what the rooms hold, when the router is closed.
 
     Raises:
-        ConfigError: The policy names a model that is not there.
+        ConfigError: The policy names a model that is not there, or what nothing here can do: an action, a review.
     """
 
     def __init__(  # noqa: PLR0913 - its rooms, each named once
@@ -124,8 +136,14 @@ class Router:
         cache: OutputCache | None = None,
         ledger: Ledger | None = None,
         quotas: QuotaState | None = None,
+        rates: Rates | None = None,
+        confirmations: Confirmations | None = None,
+        jobs: Jobs | None = None,
         telemetry: Telemetry | None = None,
+        reviews: Reviews | None = None,
+        webhooks: Webhooks | None = None,
         timeout: float = 60.0,
+        write_timeout: float = 60.0,
         starting: Callable[[], Awaitable[None]] | None = None,
         closing: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
@@ -135,13 +153,24 @@ class Router:
             if EMBEDDINGS not in getattr(self.models[alias].provider, "operations", ()):
                 msg = f"{policy.source}: embeddings: the provider of {alias!r} makes none; `openai` does"
                 raise ConfigError(msg)
+        for action, needed, there in (("confirm", "confirmations", confirmations), ("queue", "jobs", jobs)):
+            if action in policy.actions and there is None:
+                msg = f"{policy.source}: {policy.actions[action]}: `{action}` needs the router's `{needed}`"
+                raise ConfigError(msg)
         self.policy = policy
         self.telemetry = telemetry or Telemetry()
+        self.write_timeout = write_timeout
         self._classifier = classifier
         self._checks = checks
         self._cache = cache if policy.caches else None
+        self._keyed: tuple[Task, str | None] | None = None
         self._ledger = ledger
         self.quotas = quotas
+        self._rates = rates
+        self._confirmations = confirmations
+        self.jobs = jobs
+        self.reviews = reviews
+        self._webhooks = webhooks
         self._timeout = timeout
         self._starting = starting
         self._closing = closing
@@ -152,6 +181,7 @@ class Router:
             self.models[HANDLER] = Model(
                 alias=HANDLER, name=HANDLER, provider=HandlerProvider(), kind=HANDLER, timeout=None
             )
+        self._check_reviews()
 
     @_in_flight
     async def route(self, task: Task, sink: Sink | None = None) -> Outcome:
@@ -172,6 +202,9 @@ class Router:
         ladder, tap = self._ladder(task), _Tap(sink)
         deadline = asyncio.get_running_loop().time() + (task.timeout or self._timeout)
         with self._draft(task, ladder) as draft:
+            if not await self._admit(task, draft):
+                return draft.end(*_turned_back(draft))
+            self._check_webhook(task)
             pinned = self._able(task, self._pinned(task))
             ladder = ladder if pinned else self._able(task, ladder)
             hit = await self._look_up(task, deadline, draft)
@@ -179,26 +212,29 @@ class Router:
                 return await self._answer(Status.CACHED, Reason.CACHE_HIT, hit.completion, tap, draft)
             classification = await self._classify(task, deadline, draft)
             decision = self._decide(task, classification, ladder, pinned, draft)
-            validators = self._checks.of(task, decision.rules)
+            tap.closed = decision.review is Review.DRAFT
+            validators = self._checks.of(task, decision.rules, streamed=sink is not None)
             rungs, escalation = [*decision.rungs], None
             while rungs:
                 rung = rungs.pop(0)
-                if tap.committed or self._too_late(rung, deadline):
+                if tap.committed or self._passed_over(rung, decision, deadline):
                     continue
                 call = self._call(task, decision, rung, escalation, deadline)
                 hold = await self._reserve(rung, call, draft)
                 if isinstance(hold, Denied):
-                    relief = self._relieve(hold, rung, call, task, ladder, escalation, draft)
+                    relief = await self._relieve(hold, rung, call, task, ladder, escalation, draft)
                     if relief.status is not None:
                         return await self._answer(relief.status, hold.reason, relief.completion, tap, draft)
                     task, rungs = relief.task or task, [*relief.rungs, *rungs]
                     continue
                 attempt = await self._attempt(rung, call, validators, tap, draft, hold)
+                if tap.closed and attempt.completion is not None:
+                    break
                 if attempt.accepted:
                     await self._keep(hit, decision, attempt, draft)
                     return await self._answer(Status.ANSWERED, draft.reason, attempt.completion, tap, draft)
                 escalation = _escalation(attempt, classification, hit)
-            return draft.end(*_no_answer(decision, deadline, draft.attempts))
+            return await self._unanswered(task, classification, decision, deadline, tap, draft)
 
     async def embed(self, task: Task) -> Outcome:
         """Have `task` (:meth:`Task.embeddings`) answered by the model that it names, and by no other.
@@ -211,6 +247,8 @@ class Router:
         known, alias = self.policy.embeddings, task.model
         deadline = asyncio.get_running_loop().time() + (task.timeout or self._timeout)
         with self._draft(task, (alias,) if alias in known else ()) as draft:
+            if not await self._admit(task, draft):
+                return draft.end(*_turned_back(draft))
             if alias not in known:
                 told = f"known are {', '.join(known)}" if known else "policy's `embeddings` names none"
                 msg = f"there is no model {alias[:64]!r} for embeddings{nearest(alias, known)}; {told}"
@@ -223,7 +261,7 @@ class Router:
                 call = Call({**task.body, "model": self.models[alias].name}, deadline, operation=EMBEDDINGS)
                 hold = await self._reserve(rung, call, draft)
                 if isinstance(hold, Denied):
-                    relief = self._relieve(hold, rung, call, task, (), None, draft)
+                    relief = await self._relieve(hold, rung, call, task, (), None, draft)
                     return draft.end(relief.status or Status.REFUSED, hold.reason)
                 attempt = await self._attempt(rung, call, (), _Tap(None), draft, hold)
                 if attempt.accepted:
@@ -287,12 +325,19 @@ class Router:
         return self._at_handler(outcome.attempts)
 
     async def start(self) -> None:
-        """Load what the first request would have to wait for; it need not be called."""
+        """Load what the first request would have to wait for, and begin to run what was queued before.
+
+        It need not be called; where nothing is queued in this process, what others left waits until it is.
+        """
         if self._starting is not None:
             await self._starting()
+        if self.jobs is not None:
+            self.jobs.start(self._run, self._has_room)
 
     async def close(self) -> None:
-        """Free what the router was built on, if it came from a file."""
+        """Free what the router was built on, if it came from a file; jobs that are being run go back into the queue."""
+        if self.jobs is not None:
+            await self.jobs.close()
         if self._closing is not None:
             await self._closing()
 
@@ -339,21 +384,24 @@ class Router:
         Raises:
             BadRequest: There are some, and none of them can.
         """
-        too_many, images = task.choices > self.policy.max_choices, task.has_images
-        if not (too_many or images):
-            return aliases
-        able = tuple(
-            alias
-            for alias in aliases
-            if alias in self._handlers or not (too_many or (images and not self.models[alias].vision))
-        )
-        if aliases and not able and too_many:
-            msg = f"`n` must be a whole number from 1 to {self.policy.max_choices}, not {task.choices}"
-            raise BadRequest(msg, "n")
-        if aliases and not able:
-            msg = "`messages` hold an image, and no model that may answer them takes images"
-            raise BadRequest(msg, "messages")
-        return able
+        asked = task.choices
+        if asked > 1:
+            most = {alias: min(self.models[alias].max_choices, self.policy.max_choices) for alias in aliases}
+            able = tuple(alias for alias in aliases if alias in self._handlers or asked <= most[alias])
+            if aliases and not able:
+                allowed = max(most.values())
+                why = "" if allowed == self.policy.max_choices else "; no model that may answer gives more answers"
+                msg = f"`n` must be {f'a whole number from 1 to {allowed}' if allowed > 1 else 1}, not {asked}{why}"
+                raise BadRequest(msg, "n")
+            aliases = able
+        if task.has_images:
+            able = tuple(alias for alias in aliases if alias in self._handlers or self.models[alias].vision)
+            if aliases and not able:
+                too = f" and gives {asked} answers (`n`)" if asked > 1 else ""
+                msg = f"`messages` hold an image, and no model that may answer them takes images{too}"
+                raise BadRequest(msg, "messages")
+            aliases = able
+        return aliases
 
     def _draft(self, task: Task, ladder: Sequence[str]) -> Draft:
         top = self.models[ladder[-1]].price if ladder else None
@@ -364,6 +412,31 @@ class Router:
             providers=self._providers,
             baseline=top.cost if top else None,
         )
+
+    async def _admit(self, task: Task, draft: Draft) -> bool:
+        """Return whether the request comes in: its caller is not too fast, and it has not been queued before.
+
+        Raises:
+            BadRequest: What lets it pass a limit, or makes one job of equal requests, is not its own.
+        """
+        if task.origin is not None:  # it has been
+            return True
+        rates = self.policy.rates_of(task.caller)
+        if self._rates is not None and rates:
+            tokens = count_request(task.body) if any(rate.unit == "tokens" for rate in rates) else 0
+            with suppress(StoreUnavailable):  # a rate that can't be told stops nobody
+                draft.standings, denied = await self._rates.take(task.caller, rates, tokens)
+                if denied is not None:
+                    with draft.timeline.stage("quota") as stage:
+                        stage.event(names.ACTION_EVENT, **{names.QUOTA_ACTION: "refuse", "applied": True})
+                        _limited(stage, draft, denied, "refuse")
+                    return False
+        if self.jobs is not None and task.respond_async:
+            with suppress(StoreUnavailable):
+                draft.job = await self.jobs.earlier(task)
+        if draft.job is None and self._confirmations is not None and task.confirm is not None:
+            draft.confirmed = await self._confirmations.redeem(task.confirm, task)
+        return draft.job is None
 
     def _freshness(self, task: Task) -> Freshness:
         """Return what the caller lets the cache do, with the policy's duration for a name."""
@@ -376,10 +449,18 @@ class Router:
             raise BadRequest(msg, "x-tracerouter-cache")
         return task.freshness._replace(max_age=known[label])
 
+    def _key(self, task: Task) -> str | None:
+        """Return the key of the answer, if there may be one; when it is asked for again at once it is the same."""
+        if self._cache is None:
+            return None
+        if self._keyed is None or self._keyed[0] is not task:
+            scope, salt, normal = self.policy.scope, self.policy.salt, self.policy.normal
+            self._keyed = (task, output_key(task, scope=scope, salt=salt, normal=normal))
+        return self._keyed[1]
+
     async def _look_up(self, task: Task, deadline: float, draft: Draft) -> Hit:
         """Return what the cache holds; a miss may have waited for an equal request, or now be what others wait for."""
-        freshness, policy = self._freshness(task), self.policy
-        key = output_key(task, scope=policy.scope, salt=policy.salt, normal=policy.normal) if self._cache else None
+        freshness, key = self._freshness(task), self._key(task)
         if self._cache is None or key is None:
             return draft.hit
         with draft.timeline.stage("cache") as stage:
@@ -402,6 +483,8 @@ class Router:
             finally:
                 _classifying.reset(token)
                 draft.bill_classifying(stage)
+            if found.failed:
+                stage.fail(found.failed)
             told[names.LABEL] = found.label
             told[names.CONFIDENCE] = found.confidence
             told[names.CLASSIFIER] = found.classifier
@@ -420,7 +503,7 @@ class Router:
                 found = await self._classifier.classify(task)
         except TimeoutError:
             log.warning("a classifier took all of a request's time")
-            found = Classification()
+            found = Classification(failed=Reason.TIMEOUT.value)
         if task.hint is None:
             return found
         return Classification(
@@ -440,9 +523,69 @@ class Router:
         tokens = count_request(task.body) if limit is not None else 0
         return decide(found, task.caller, self.policy, ladder=ladder, pinned=pinned, input_tokens=tokens)
 
-    def _too_late(self, rung: Rung, deadline: float) -> bool:
-        """Return whether the time is over; a wrapped service answers however late it is, as it would by itself."""
-        return rung.alias not in self._handlers and _past(deadline)
+    def _check_reviews(self) -> None:
+        """Check that there is a queue where the policy needs one, and a model to write each draft."""
+        policy = self.policy
+        if policy.reviews and self.reviews is None:
+            msg = f"{policy.source}: `review` needs a queue: give the router `reviews`"
+            raise ConfigError(msg)
+        if Review.DRAFT in policy.reviews:
+            ladders = {"ladder": policy.ladder} | {f"ladders.{name}": ladder for name, ladder in policy.ladders.items()}
+            ladders |= {
+                f"tiers.{name}.ladder": tuple(tier.ladder) for name, tier in policy.tiers.items() if tier.ladder
+            }
+            for where, ladder in ladders.items():
+                if self._handlers.issuperset(ladder):
+                    msg = (
+                        f"{policy.source}: {where}: `review: draft` needs a model that writes the draft, and the "
+                        "wrapped service is none: its answers reach the caller by themselves; put a model before it, "
+                        "or say `review: after_ladder`"
+                    )
+                    raise ConfigError(msg)
+
+    def _check_webhook(self, task: Task) -> None:
+        if task.webhook is None:
+            return
+        if self._webhooks is None:
+            msg = "this gateway sends no webhooks: `webhooks` of tracerouter.yaml allows no target"
+            raise BadRequest(msg, "x-tracerouter-webhook")
+        self._webhooks.check(task.webhook)
+
+    def _passed_over(self, rung: Rung, decision: Decision, deadline: float) -> bool:
+        """Return whether a rung is not tried.
+
+        The time is over, except for a wrapped service, which answers however late it is, as it would by itself; or a
+        draft is needed, which that service can't write: its answer reaches the caller.
+        """
+        if rung.alias in self._handlers:
+            return decision.review is Review.DRAFT
+        return _past(deadline)
+
+    async def _unanswered(  # noqa: PLR0913 - what a reviewer is told
+        self,
+        task: Task,
+        classification: Classification,
+        decision: Decision,
+        deadline: float,
+        tap: _Tap,
+        draft: Draft,
+    ) -> Outcome:
+        """End a request for which there is no answer that it may have: by a person, where policy says so."""
+        status, reason = _no_answer(decision, deadline, draft.attempts)
+        if decision.review is None or self.reviews is None or status is Status.REFUSED or tap.committed:
+            return draft.end(status, reason)
+        is_draft = decision.review is Review.DRAFT
+        cause = decision.reason if is_draft else (draft.attempts[-1].reason if draft.attempts else None) or reason
+        try:
+            with draft.timeline.stage("review") as stage:
+                trace = draft.timeline.trace_id, draft.span_id
+                review = await self.reviews.add(
+                    task, decision, cause, classification, draft.attempts, request_id=draft.request_id, trace=trace
+                )
+                draft.review_id = stage.attributes[names.REVIEW_ID] = review.id
+        except StoreUnavailable:
+            return draft.end(*((Status.REFUSED, Reason.REVIEW_UNAVAILABLE) if is_draft else (status, reason)))
+        return draft.end(Status.IN_REVIEW, cause)
 
     def _call(self, task: Task, decision: Decision, rung: Rung, escalation: Escalation | None, deadline: float) -> Call:
         model = self.models[rung.alias]
@@ -462,9 +605,10 @@ class Router:
         number = 1 + len(draft.classifier_calls) + len(draft.attempts)
         lease = ENDLESS_LEASE if model.timeout is None else call.deadline - asyncio.get_running_loop().time()
         claim = Claim(draft.id, number, draft.started, caller, rung.role, bound, limits, lease + LEASE_MARGIN)
-        return await reserve(self._ledger, claim, call, self.policy.without_ledger)
+        passed = draft.confirmed.limits if draft.confirmed and draft.confirmed.model == rung.alias else ()
+        return await reserve(self._ledger, claim, call, self.policy.without_ledger, passed)
 
-    def _relieve(  # noqa: PLR0913 - all that an action may build on
+    async def _relieve(  # noqa: PLR0913 - all that an action may build on
         self,
         denied: Denied,
         rung: Rung,
@@ -486,12 +630,64 @@ class Router:
                 stage.event(names.ACTION_EVENT, **{names.QUOTA_ACTION: action, "applied": applied})
 
             rejected = escalation.rejected if escalation else None
-            relief = relieve(denied, rung, task, ladder=ladder, hit=draft.hit, rejected=rejected, fits=fits, told=told)
-            draft.limited(denied, relief.action, relief.dropped)
-            stage.attributes[names.QUOTA_SCOPE] = limit.name
-            stage.attributes[names.QUOTA_HEADROOM] = denied.headroom
-            stage.attributes[names.QUOTA_ACTION] = relief.action
+            drafts = draft.decision is not None and draft.decision.review is Review.DRAFT
+            relief = await relieve(
+                denied,
+                rung,
+                task,
+                ladder=ladder,
+                hit=Hit() if drafts else draft.hit,  # only a person may answer
+                rejected=rejected,
+                fits=fits,
+                later=self._later(denied, rung, call, draft),
+                told=told,
+            )
+            draft.confirmation, draft.job = relief.confirmation, relief.job
+            _limited(stage, draft, denied, relief.action, relief.dropped)
         return relief
+
+    def _later(self, denied: Denied, rung: Rung, call: Call, draft: Draft) -> Later:
+        """Return how the request could be confirmed, and how it could be queued; a store that fails does neither."""
+        task, model, confirmed = draft.task, self.models[rung.alias], draft.confirmed
+
+        async def offer() -> Confirmation | None:
+            if self._confirmations is None or task.origin is not None:  # nobody is there to say so
+                return None
+            before = confirmed.limits if confirmed and confirmed.model == rung.alias else ()
+            most = model.bound(call).cost_nanos if model.price is not None and model.timeout is not None else None
+            try:
+                return await self._confirmations.offer(task, rung.alias, (*before, denied.limit.name), most)
+            except StoreUnavailable:
+                return None
+
+        async def queue() -> Job | None:
+            taken = task.respond_async or task.origin is not None
+            if self.jobs is None or not taken or task.handler is not None:  # a handler is gone with its request
+                return None
+            self.jobs.start(self._run, self._has_room)
+            traceparent, seconds = draft.timeline.root.traceparent, task.timeout or self._timeout
+            bound = model.bound(call)
+            try:
+                return await self.jobs.put(task, denied, rung.role, bound, traceparent=traceparent, time_limit=seconds)
+            except StoreUnavailable:
+                return None
+
+        return Later(offer, queue)
+
+    async def _run(self, task: Task) -> Outcome:
+        """Run a job."""
+        return await (self.route(task) if task.operation == CHAT else self.embed(task))
+
+    async def _has_room(self, caller: Caller, role: Role, bound: Spend) -> bool:
+        """Return whether the limits have room for so much: hold it, and let it go."""
+        limits = self.policy.limits_of(caller, role)
+        if self._ledger is None or not limits:
+            return True
+        claim = Claim(fresh_id(), 0, time.time(), caller, role, bound, limits, LEASE_MARGIN)
+        if isinstance(await self._ledger.reserve(claim), Denied):
+            return False
+        await self._ledger.release(claim)
+        return True
 
     async def _attempt(  # noqa: PLR0913 - what an attempt is made of
         self, rung: Rung, call: Call, validators: Sequence[Validator], tap: _Tap, draft: Draft, hold: Hold
@@ -531,6 +727,9 @@ class Router:
             )
             draft.attempts.append(attempt)
             booked = self._settle(attempt, draft)
+            rates = self.policy.rates_of(draft.task.caller)
+            if self._rates is not None and rates and meter.usage is not None:
+                self._rates.owe(draft.task.caller, rates, meter.usage.output)
         if booked is not None:
             await _durable(booked)
         return attempt
@@ -603,10 +802,12 @@ class _Tap:
     def __init__(self, sink: Sink | None) -> None:
         self._sink = sink
         self.committed = False
+        self.closed = False
+        """Whether nothing may go into it: what comes is a draft."""
 
     def live(self, validators: Iterable[Validator]) -> Sink | None:
         """Return where a model may stream to: nowhere, if the whole text must be judged first."""
-        return None if self._sink is None or any(one.reads_text for one in validators) else self._take
+        return None if self._sink is None or self.closed or any(one.reads_text for one in validators) else self._take
 
     async def pour(self, completion: Completion) -> None:
         """Give a whole answer, one chunk a choice."""
@@ -629,6 +830,18 @@ class _Tap:
         except Exception as error:
             msg = "the caller's sink took no more"
             raise CallerGone(msg) from error
+
+
+def _limited(stage: Note, draft: Draft, denied: Denied, action: str, turns_dropped: int = 0) -> None:
+    draft.limited(denied, action, turns_dropped)
+    stage.attributes[names.QUOTA_SCOPE] = denied.limit.name
+    stage.attributes[names.QUOTA_HEADROOM] = denied.headroom
+    stage.attributes[names.QUOTA_ACTION] = action
+
+
+def _turned_back(draft: Draft) -> tuple[Status, Reason]:
+    """Return how a request ends that does not come in."""
+    return (Status.QUEUED, draft.job.reason) if draft.job else (Status.REFUSED, Reason.RATE_LIMIT)
 
 
 _UNBOOKED = "the cost of an attempt could not be booked: %s"

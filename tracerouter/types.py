@@ -47,6 +47,11 @@ class Status(StrEnum):
     CACHED = "cached"
     STALE = "stale"
     """With an expired answer, since a limit was reached."""
+    NEEDS_CONFIRMATION = "needs_confirmation"
+    """Not served, since a limit was reached that its caller may pass by saying so."""
+    QUEUED = "queued"
+    """To be run later, since a limit was reached."""
+    IN_REVIEW = "in_review"
     REFUSED = "refused"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -77,13 +82,24 @@ class Reason(StrEnum):
     PROVIDER_ERROR = "provider_error"
     CONTEXT_TOO_LONG = "context_too_long"
     # why no answer, or a lesser one
+    RATE_LIMIT = "rate_limit"
     BUDGET_EXHAUSTED = "budget_exhausted"
     LEDGER_UNAVAILABLE = "ledger_unavailable"
     NOT_ALLOWED = "not_allowed"
+    REVIEW_UNAVAILABLE = "review_unavailable"
     NO_RUNG_LEFT = "no_rung_left"
     CANCELLED = "cancelled"
     BAD_REQUEST = "bad_request"
     INTERNAL = "internal"
+
+
+class Review(StrEnum):
+    """How a person comes in."""
+
+    DRAFT = "draft"
+    """The cheap rung's answer is a draft: a person decides on it before the caller gets anything."""
+    AFTER_LADDER = "after_ladder"
+    """Only where no rung gave an acceptable answer."""
 
 
 class Source(StrEnum):
@@ -102,6 +118,12 @@ class Caller:
     team: str | None = None
     user: str | None = None
     tier: str | None = None
+    key: str | None = field(default=None, compare=False)
+    """Tells its API key from others, for rate limits: a digest."""
+    admin: bool = False
+    """May see and do what concerns every tenant."""
+    reviewer: bool = False
+    """May see and decide its tenant's reviews."""
 
 
 class Freshness(NamedTuple):
@@ -113,6 +135,15 @@ class Freshness(NamedTuple):
     """Seconds; an older entry does not count. None: any entry that has not expired."""
     label: str | None = None
     """A name of the policy's `freshness`, which says how old an entry may be."""
+
+
+class Origin(NamedTuple):
+    """Where a task comes from that is run later than it was asked."""
+
+    job: str
+    """Its id."""
+    traceparent: str
+    """Of the request that queued it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +162,18 @@ class Task:
     """Seconds from the start of ``route`` to the deadline. None: the router's."""
     request_id: str | None = None
     """None: the router draws one."""
+    webhook: str | None = None
+    """The URL that is to be told what came of a review."""
     handler: Callable[[Call, Meter], Awaitable[Completion]] | None = None
     """The wrapped service's own handler, which an alias of provider ``handler`` calls."""
+    confirm: str | None = None
+    """The token that lets it pass a limit, once."""
+    respond_async: bool = False
+    """Whether the caller takes an answer later, where policy queues."""
+    idempotency_key: str | None = None
+    """Makes one job of equal requests that are queued."""
+    origin: Origin | None = None
+    """The job that it runs. None: it is asked now."""
 
     @classmethod
     def chat(cls, text: str, *, model: str = "auto", **facts: Any) -> Self:
@@ -175,6 +216,11 @@ class Task:
         return cls(found, **facts)
 
     @property
+    def operation(self) -> str:
+        """What it is a request for: ``chat`` or ``embeddings``."""
+        return CHAT if "messages" in self.body else EMBEDDINGS
+
+    @property
     def messages(self) -> list[dict[str, Any]]:
         """The messages, oldest first."""
         messages: list[dict[str, Any]] = self.body["messages"]
@@ -209,6 +255,11 @@ class Task:
     def wants_json(self) -> bool:
         """Whether the caller's ``response_format`` is ``json_object`` (any object will do)."""
         return (self.body.get("response_format") or {}).get("type") == "json_object"
+
+    @property
+    def tools(self) -> list[dict[str, Any]]:
+        """The tools that the model may call."""
+        return self.body.get("tools") or []
 
     @property
     def has_images(self) -> bool:
@@ -266,7 +317,7 @@ class Use:
     begun: Usage | None = None
     """The input alone, as reported before the answer was written."""
     unknowable: bool = False
-    """Without a report there is nothing to count by."""
+    """Unless its input is reported there is nothing to count by."""
     charged_nanos: int | None = None
     """What the upstream itself says that it charged, where it does."""
     received: list[str] = field(default_factory=list)
@@ -422,17 +473,17 @@ class Balance(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What may be spent on one account in a day or a month, and what is done when it is reached."""
+    """What may be spent on one account in a day or a month, and what is done when it is reached; or a rate."""
 
     name: str
     """How spans, metrics and answers call it."""
     per: str
-    """Whose account: ``tenant``, ``team`` or ``user``. None is wider than a tenant."""
+    """Whose account: ``tenant``, ``team`` or ``user``; of a rate ``key``, too. None is wider than a tenant."""
     unit: str
     """Of `amount`: the field of Spend that it bounds."""
     amount: int
     period: str
-    """``day`` or ``month``."""
+    """``day`` or ``month``; of a rate ``second``, ``minute`` or ``hour``."""
     role: Role | None = None
     """The attempts that count; those of ``expensive`` are all that ``fallback`` makes, too. None: every call."""
     tier: str | None = None
@@ -487,6 +538,16 @@ class Headroom(NamedTuple):
     left: int
 
 
+class Standing(NamedTuple):
+    """How a caller stands against a rate."""
+
+    limit: Limit
+    left: int
+    """In the rate's unit."""
+    reset: float
+    """Seconds until all of it is there again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reservation:
     """Room in the ledger that an attempt holds until it is settled."""
@@ -504,13 +565,62 @@ class Denied:
     left: int
     """Before the attempt, in the limit's unit."""
     retry_after: float
-    """Seconds until the limit's period ends."""
+    """Seconds until the limit's period ends, or until a rate has room; infinite where it never has so much."""
     reason: Reason = Reason.BUDGET_EXHAUSTED
 
     @property
     def headroom(self) -> float:
         """What is left, as spans and record tell it: USD, requests or tokens."""
         return self.left / NANOS if self.limit.unit == "cost_nanos" else float(self.left)
+
+
+class Admission(NamedTuple):
+    """Whether a request may come in, by how fast its caller asks."""
+
+    standings: tuple[Standing, ...] = ()
+    denied: Denied | None = None
+
+
+class Confirmation(NamedTuple):
+    """What a caller is offered at a limit: to say that it is worth it."""
+
+    token: str
+    limit: str
+    """The name of the limit that was reached."""
+    model: str
+    """The alias of the model that it is good for."""
+    most: int | None
+    """What one call of that can cost (nano-dollars). None: not known."""
+    expires: float
+    """Unix seconds."""
+
+
+class Confirmed(NamedTuple):
+    """What a caller has said is worth it."""
+
+    model: str
+    """The alias that it holds for."""
+    limits: tuple[str, ...]
+    """The names of the limits that need no room for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request that is run later. Times are Unix seconds."""
+
+    id: str
+    state: str
+    """``queued``, ``running``, ``done`` or ``failed``."""
+    limit: str
+    """The name of the limit that was reached."""
+    reason: Reason
+    created: float
+    due: float | None
+    """When it is run at the latest. None: it is not waiting."""
+    status: int | None = None
+    """The HTTP status of its answer. None: there is none yet."""
+    answer: Mapping[str, Any] | None = field(default=None, repr=False)
+    """As OpenAI tells it; an error, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -612,8 +722,9 @@ class Classification:
     """Whether it was remembered from an equal request."""
     evidence: tuple[Evidence, ...] = ()
     """Why the risks, where the detection is ours."""
-    partial: bool = False
-    """Whether a classifier failed and was passed over, so that asking again may tell more."""
+    failed: str = ""
+    """Why a classifier was passed over, so that asking again may tell more: its model's failure as a reason code, or
+    the exception's type. Empty: none failed, or another was sure all the same."""
 
     @property
     def abstained(self) -> bool:
@@ -667,6 +778,9 @@ class Decision:
     policy: str
     """``name@version``."""
     arm: str = "stable"
+    review: Review | None = None
+    """Whether and how a person comes in. With a draft the rungs are those that may write it, and the reason is what
+    makes it one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -708,6 +822,11 @@ class Attempt:
         bound, used = self.reservation.bound, self.usage or Usage()
         over = bound.tokens and used.input + used.output > bound.tokens
         return bool(over) or (self.cost.nanos or 0) > bound.cost_nanos > 0
+
+    @property
+    def spend(self) -> Spend:
+        """What it adds to its caller's accounts."""
+        return _spend(self.rung.role, self.usage, self.cost)
 
     @property
     def accepted(self) -> bool:
@@ -773,8 +892,7 @@ class Entry:
     @property
     def spend(self) -> Spend:
         """What it adds to the accounts."""
-        used = self.usage or Usage()
-        return Spend(self.cost.nanos or 0, int(self.role is not Role.CLASSIFY), used.input + used.output)
+        return _spend(self.role, self.usage, self.cost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -796,12 +914,23 @@ class Outcome:
     """The models that classifiers asked; no rungs, but they cost too."""
     denied: Denied | None = None
     """The last limit that was reached, if one was."""
+    confirmation: Confirmation | None = None
+    """What was offered, where it needs confirmation."""
+    job: Job | None = None
+    """What was queued."""
+    review: str | None = None
+    """The id of the review, where it is for a person to answer."""
 
     @property
     def cost_nanos(self) -> int | None:
         """What the request cost (nano-dollars); None: a part of it is not known."""
         nanos = [attempt.cost.nanos for attempt in (*self.classifier_calls, *self.attempts)]
         return None if None in nanos else sum(cost for cost in nanos if cost)
+
+
+def _spend(role: Role, usage: Usage | None, cost: Cost) -> Spend:
+    used = usage or Usage()
+    return Spend(cost.nanos or 0, int(role is not Role.CLASSIFY), used.input + used.output)
 
 
 def usd(nanos: int) -> str:

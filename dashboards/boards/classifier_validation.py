@@ -69,8 +69,61 @@ BOARD = Board(
                     / ignoring (classifier) group_left sum(rate(tracerouter_classifications_total[$__rate_interval]))"""
                 },
                 unit="percentunit",
-                about="""Share of requests for which no classifier knew a label, by the last one asked. They start at
-                    the last rung. If it grows there is traffic without examples, or a classifier that is down.""",
+                about="""Share of requests for which no classifier knew a label, by the last one that answered. They
+                    start at the last rung. If it grows, there is traffic without examples, or a classifier fails: see
+                    below.""",
+            ),
+        ),
+        row(
+            "Do classifiers answer?",
+            timeseries(
+                "Failed classifying",
+                {
+                    "failed": """(sum(rate(tracerouter_stage_duration_seconds_count{
+                        stage="classify", error_type!~"|cancelled"}[$__rate_interval])) or vector(0))
+                    / sum(rate(tracerouter_stage_duration_seconds_count{
+                        stage="classify", error_type!="cancelled"}[$__rate_interval]))"""
+                },
+                unit="percentunit",
+                at_most=alerts.CLASSIFIER_FAILED,
+                about="""Share of classifications in which a classifier failed and no other was sure. What nobody is
+                    sure of goes to the last rung: each is paid for at its price.""",
+                then=to("route-mix", "How much goes to the last rung?"),
+            ),
+            timeseries(
+                "Failures by type",
+                {
+                    "{{error_type}}": """sum by (error_type) (rate(tracerouter_stage_duration_seconds_count{
+                        stage="classify", error_type!~"|cancelled"}[$__rate_interval]))"""
+                },
+                unit="ops",
+                stacked=True,
+                about="""The same a second, by reason. timeout, rate_limited and provider_error are a model's: the next
+                    panel names it. The name of an exception is a classifier's own: the log says whose.""",
+            ),
+            timeseries(
+                "Models asked by classifiers",
+                {
+                    "{{model}} {{error_type}}": """sum by (model, error_type) (
+                        rate(tracerouter_attempts_total{role="classify"}[$__rate_interval]))"""
+                },
+                unit="ops",
+                stacked=True,
+                about="""Calls a second by the model that a classifier asks and what became of them. None at all: no
+                    classifier asks a model, or those before it are always sure.""",
+                then=to("providers", "Is that model in trouble?"),
+            ),
+            timeseries(
+                "Cost of classifying per hour",
+                {
+                    "{{model}}": """sum by (model) (
+                        rate(tracerouter_cost_total{role="classify"}[$__rate_interval])) * 3600"""
+                },
+                unit="currencyUSD",
+                stacked=True,
+                about="""What asking models for labels costs. Compare with what is saved: where it is a good part of
+                    that, examples of your own are cheaper.""",
+                then=to("cost-tenants", "What is saved?"),
             ),
         ),
         row(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dashboards import alerts
-from dashboards.panels import Board, bars, row, stat, timeseries, to, values_of
+from dashboards.panels import Board, bars, row, stat, table, timeseries, to, values_of
 
 BOARD = Board(
     "Cost & tenants",
@@ -66,8 +66,8 @@ BOARD = Board(
                 {"{{role}}": "sum by (role) (rate(tracerouter_cost_total[$__rate_interval])) * 3600"},
                 unit="currencyUSD",
                 stacked=True,
-                about="""Cheap and expensive are first attempts, fallback is paid for a second time. Fallback growing:
-                    a storm.""",
+                about="""Cheap and expensive are first attempts, fallback is paid for a second time, and classify is
+                    what classifiers ask models. Fallback growing: a storm.""",
                 then=to("fallback-storms", "Why do requests fall back?"),
             ),
             timeseries(
@@ -96,13 +96,15 @@ BOARD = Board(
             timeseries(
                 "Saved per hour by route's role",
                 {
-                    "{{role}}": """sum by (role) (rate(tracerouter_cost_baseline_total[$__rate_interval])) * 3600
+                    "{{role}}": """(sum by (role) (rate(tracerouter_cost_baseline_total[$__rate_interval])) * 3600
+                    or sum by (role) (rate(tracerouter_cost_total[$__rate_interval])) * 0)
                     - (sum by (role) (rate(tracerouter_cost_total[$__rate_interval])) * 3600
                     or sum by (role) (rate(tracerouter_cost_baseline_total[$__rate_interval])) * 0)"""
                 },
                 unit="currencyUSD",
                 about="""Where the saving comes from: the role of the answer's model, or cached. Fallback below zero is
-                    the price of trying; cheap below zero is the share of its attempts that failed.""",
+                    the price of trying; cheap below zero is the share of its attempts that failed; classify is always
+                    below: it is what knowing costs.""",
                 then=to("cache", "What does the cache save?"),
             ),
             timeseries(
@@ -127,8 +129,8 @@ BOARD = Board(
                         max by (tenant) (tracerouter_tenant_spend{period="day", tenant=~"$tenant"}))"""
                 },
                 unit="currencyUSD",
-                about="""From the ledger, since midnight UTC: the 20 tenants that spend most, and other. One far ahead
-                    of the rest: look at its requests, then talk to it or set a limit.""",
+                about="""From the ledger, since midnight in the policy's `timezone`: the 20 tenants that spend most, and
+                    other. One far ahead of the rest: look at its requests, then talk to it or set a limit.""",
                 each=to("request-drilldown", "Show this tenant", tenant="${__field.labels.tenant}"),
             ),
             bars(
@@ -152,6 +154,70 @@ BOARD = Board(
                 at_most=alerts.ONE_TENANT,
                 about="Each tenant's part of what is spent today. Over the line, one tenant decides your bill.",
                 each=to("request-drilldown", "Show this tenant", tenant="${__field.labels.tenant}"),
+            ),
+        ),
+        row(
+            "Who is at a limit?",
+            timeseries(
+                "Used and refused",
+                {
+                    "{{tenant}}, {{period}}": """1
+                        - max by (tenant, period) (tracerouter_budget_remaining{tenant=~"$tenant"})
+                        / max by (tenant, period) (tracerouter_budget_limit{tenant=~"$tenant"})""",
+                    "refused by {{scope}}": """sum by (scope) (
+                        rate(tracerouter_quota_decisions_total{action="refuse"}[$__rate_interval]))
+                        / on () group_left () sum(rate(tracerouter_requests_total[$__rate_interval]))""",
+                },
+                unit="percentunit",
+                at_most=alerts.NEARLY,
+                about="""The share of its budget that each tenant has used, what is reserved included, and the share of
+                    all requests that a limit refuses. Over the line a budget is nearly used up: raise it, or let its
+                    `then` do with less.""",
+                each=to("request-drilldown", "Show this tenant", tenant="${__field.labels.tenant}"),
+            ),
+            table(
+                "Budgets",
+                {
+                    "Used": (
+                        """1 - max by (tenant, period) (tracerouter_budget_remaining{tenant=~"$tenant"})
+                        / max by (tenant, period) (tracerouter_budget_limit{tenant=~"$tenant"})""",
+                        "percentunit",
+                    ),
+                    "Left": (
+                        """max by (tenant, period) (tracerouter_budget_remaining{tenant=~"$tenant"})""",
+                        "currencyUSD",
+                    ),
+                    "Budget": (
+                        """max by (tenant, period) (tracerouter_budget_limit{tenant=~"$tenant"})""",
+                        "currencyUSD",
+                    ),
+                },
+                about="""Of the 20 tenants that spend most: the narrowest limit in USD on all that a tenant spends in a
+                    day or a month, and what it leaves. Limits of a team, a user or a role are in `tracerouter quota`.
+                    """,
+            ),
+            timeseries(
+                "Limits reached",
+                {
+                    "{{scope}}: {{action}}": """sum by (scope, action) (
+                        rate(tracerouter_quota_decisions_total{action!="underreserved"}[$__rate_interval])) * 60"""
+                },
+                unit="cpm",
+                about="""How often a minute a limit had no room for a call, by the limit and what was done. Refuse is
+                    the only one that users see as an error; downgrade and shorten cost quality.""",
+                then=to("request-drilldown", "Show such a request"),
+            ),
+            timeseries(
+                "Calls that cost more than was held",
+                {
+                    "calls": """sum(rate(tracerouter_quota_decisions_total{action="underreserved"}[$__rate_interval]))
+                        * 60 or vector(0)"""
+                },
+                unit="cpm",
+                about="""A minute. By these, limits can be passed: what a model thinks counts beyond max_output_tokens
+                    with some providers, and a tokenizer that is not the model's counts differently. They are booked as
+                    they are.""",
+                then=to("providers", "Which model is it?"),
             ),
         ),
         row(

@@ -54,8 +54,8 @@ BOARD = Board(
                 "Fallback ratio",
                 {
                     "now": """(sum(rate(tracerouter_fallbacks_total{task=~"$task"}[$__rate_interval])) or vector(0))
-                    / sum(rate(
-                        tracerouter_requests_total{route!~"cached|refused", task=~"$task"}[$__rate_interval]))""",
+                    / sum(rate(tracerouter_requests_total{
+                        route!~"cached|queued|refused", task=~"$task"}[$__rate_interval]))""",
                     "the day before": 'avg(tracerouter:fallback_ratio:1d{task=~"$task"})',
                 },
                 unit="percentunit",
@@ -69,7 +69,7 @@ BOARD = Board(
                 {
                     "{{task}}": """sum by (task) (rate(tracerouter_fallbacks_total{task=~"$task"}[$__rate_interval]))
                     / sum by (task) (rate(
-                        tracerouter_requests_total{route!~"cached|refused", task=~"$task"}[$__rate_interval]))"""
+                        tracerouter_requests_total{route!~"cached|queued|refused", task=~"$task"}[$__rate_interval]))"""
                 },
                 unit="percentunit",
                 at_most=alerts.FELL_BACK,
@@ -170,7 +170,7 @@ BOARD = Board(
                 "Failing attempts by model and reason",
                 {
                     "{{model}}: {{error_type}}": """sum by (model, error_type) (
-                        rate(tracerouter_attempts_total{error_type!=""}[$__rate_interval]))"""
+                        rate(tracerouter_attempts_total{role!="classify", error_type!=""}[$__rate_interval]))"""
                 },
                 unit="ops",
                 stacked=True,
@@ -187,7 +187,8 @@ BOARD = Board(
                 },
                 unit="percentunit",
                 about="""Share of attempts without an accepted answer, in the time shown. A fallback that fails leaves
-                    no rung: its requests have failed.""",
+                    no rung: its requests have failed. A model that fails as classify leaves a request without a label:
+                    it starts at the last rung.""",
             ),
         ),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dashboards import alerts
-from dashboards.panels import Board, row, table, timeseries, to, values_of
+from dashboards.panels import Board, quantiles, row, table, timeseries, to, values_of
 
 BOARD = Board(
     "Providers",
@@ -44,16 +44,18 @@ BOARD = Board(
             timeseries(
                 "Provider error ratio by model",
                 {
-                    "{{model}}": """(sum by (model) (rate(tracerouter_attempts_total{
+                    "{{model}}": """(sum by (model) (rate(tracerouter_attempts_total{role!="classify",
                         error_type=~"timeout|rate_limited|provider_error", model=~"$model"}[$__rate_interval]))
-                    or sum by (model) (rate(tracerouter_attempts_total{model=~"$model"}[$__rate_interval])) * 0)
-                    / sum by (model) (rate(tracerouter_attempts_total{model=~"$model"}[$__rate_interval]))"""
+                    or sum by (model) (
+                        rate(tracerouter_attempts_total{role!="classify", model=~"$model"}[$__rate_interval])) * 0)
+                    / sum by (model) (
+                        rate(tracerouter_attempts_total{role!="classify", model=~"$model"}[$__rate_interval]))"""
                 },
                 unit="percentunit",
                 at_most=round(alerts.BURN * (1 - alerts.WORKING), 3),
                 about="""Share of attempts at which the provider failed, retries included; over the line for an hour,
                     it is a page. One model: look at its provider's status page, and take it off the ladder if it
-                    lasts. All models: look at our own network.""",
+                    lasts. All models: look at our own network. What classifiers ask is on their board.""",
                 then=to("fallback-storms", "Do requests fall back?"),
             ),
             timeseries(
@@ -72,9 +74,10 @@ BOARD = Board(
             timeseries(
                 "Attempts without an accepted answer",
                 {
-                    "{{model}}": """sum by (model) (
-                        rate(tracerouter_attempts_total{error_type!="", model=~"$model"}[$__rate_interval]))
-                    / sum by (model) (rate(tracerouter_attempts_total{model=~"$model"}[$__rate_interval]))"""
+                    "{{model}}": """sum by (model) (rate(tracerouter_attempts_total{
+                        role!="classify", error_type!="", model=~"$model"}[$__rate_interval]))
+                    / sum by (model) (
+                        rate(tracerouter_attempts_total{role!="classify", model=~"$model"}[$__rate_interval]))"""
                 },
                 unit="percentunit",
                 about="""Share of a model's attempts that failed or were turned down. More than its errors at the left:
@@ -141,8 +144,9 @@ BOARD = Board(
                 },
                 unit="ops",
                 stacked=True,
-                about="""Rungs tried a second, by the model and the role it had. A model that is asked more as fallback
-                    than as expensive lives on another one's failures.""",
+                about="""Rungs tried a second, by the model and the role it had; as classify, a classifier asked it. A
+                    model that is asked more as fallback than as expensive lives on another one's failures. A dear
+                    model as cheap: the rungs before it could not be asked, such as for an image (unsupported).""",
                 then=to("fallback-storms", "Whose failures?"),
             ),
             timeseries(
@@ -152,9 +156,45 @@ BOARD = Board(
                         sum by (le, stage) (rate(tracerouter_stage_duration_seconds_bucket[$__rate_interval])))"""
                 },
                 unit="s",
-                about="""95 % of a stage's times are less. cheap, expensive and fallback wait on providers; if another
-                    one leads, the time is lost in the router.""",
+                about="""95 % of a stage's times are less. cheap, expensive and fallback wait on providers, and so does
+                    classify where a model is asked; if another one leads, the time is lost in the router.""",
                 then=to("telemetry-health", "Is the router overloaded?"),
+            ),
+        ),
+        row(
+            "Are embeddings made?",
+            timeseries(
+                "Embeddings by model",
+                {
+                    "{{gen_ai_request_model}} {{error_type}}": """sum by (gen_ai_request_model, error_type) (
+                        rate(gen_ai_client_operation_duration_seconds_count{
+                            gen_ai_operation_name="embeddings", gen_ai_request_model=~"$model"}[$__rate_interval]))"""
+                },
+                unit="reqps",
+                stacked=True,
+                about="""Requests for embeddings a second, by what became of them. No other model can stand in for one
+                    that fails: vectors of two models can't be compared.""",
+                each=to("request-drilldown", "Show requests for embeddings", task="embeddings"),
+            ),
+            timeseries(
+                "Latency of embeddings",
+                quantiles('gen_ai_client_operation_duration_seconds_bucket{gen_ai_operation_name="embeddings"}'),
+                unit="s",
+                exemplars=True,
+                about="""Half, 95 % and 99 % of calls for embeddings take less. Many inputs in one call take longer than
+                    one.""",
+            ),
+            timeseries(
+                "Cost of embeddings per hour",
+                {
+                    "{{model}}": """sum by (model) (
+                        rate(tracerouter_cost_total{task="embeddings"}[$__rate_interval])) * 3600"""
+                },
+                unit="currencyUSD",
+                stacked=True,
+                about="""What embeddings cost. They are neither cached nor routed, so that a job that embeds everything
+                    again shows here alone.""",
+                then=to("cost-tenants", "Who spends it?"),
             ),
         ),
     ],

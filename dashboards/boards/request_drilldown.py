@@ -25,7 +25,7 @@ BOARD = Board(
     variables=[
         datasource(LOKI),
         datasource(TEMPO),
-        choice("route", "cached", "cheap", "expensive", "fallback", "refused", "failed"),
+        choice("route", "cached", "cheap", "expensive", "fallback", "queued", "refused", "failed"),
         values_of("task", "tracerouter_requests_total"),
         values_of("tenant", "tracerouter_tenant_spend"),
         entry("request_id", "Request id"),
@@ -38,7 +38,7 @@ BOARD = Board(
                 "Traces",
                 """{ resource.service.name =~ "$job" && span.tracerouter.request_id =~ "$request_id.*"
                 && span.tracerouter.route =~ "$route" && span.tracerouter.tenant =~ "$tenant"
-                && (span.tracerouter.label =~ "$task" || span.tracerouter.route =~ "cached|refused|failed") }
+                && (span.tracerouter.label =~ "$task" || span.tracerouter.route =~ "cached|queued|refused|failed") }
                 | select(span.tracerouter.route, span.tracerouter.reason, span.tracerouter.label,
                 span.tracerouter.cost.amount, span.tracerouter.keep)""",
                 about="""Kept traces that fit what is chosen at the top. Click one to see it below. Those that ended

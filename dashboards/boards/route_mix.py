@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dashboards import alerts
 from dashboards.panels import Board, bars, row, stat, timeseries, to, values_of
 
 BOARD = Board(
     "Route mix",
     about="""Which way do requests go, and is that what policy wants? Targets: 40 % from the cache; of what models
-        answer, 85 % cheap and no more than 15 % after a fallback.""",
+        answer, 85 % cheap and no more than 15 % after a fallback. Embeddings, for which there is no
+        choice, do not count.""",
     variables=[values_of("task", "tracerouter_requests_total")],
     rows=[
         row(
@@ -15,7 +17,7 @@ BOARD = Board(
             stat(
                 "Cached",
                 """sum(increase(tracerouter_requests_total{route="cached"}[$__range]))
-                / sum(increase(tracerouter_requests_total[$__range]))""",
+                / sum(increase(tracerouter_requests_total{task!="embeddings"}[$__range]))""",
                 unit="percentunit",
                 at_least=0.4,
                 about="""Share of requests answered from the cache, whatever task is chosen: they were never
@@ -24,9 +26,9 @@ BOARD = Board(
             ),
             stat(
                 "Cheap",
-                """sum(increase(tracerouter_requests_total{route="cheap", task=~"$task"}[$__range]))
-                / sum(increase(
-                    tracerouter_requests_total{route=~"cheap|expensive|fallback", task=~"$task"}[$__range]))""",
+                """sum(increase(tracerouter_requests_total{route="cheap", task!="embeddings", task=~"$task"}[$__range]))
+                / sum(increase(tracerouter_requests_total{
+                    route=~"cheap|expensive|fallback", task!="embeddings", task=~"$task"}[$__range]))""",
                 unit="percentunit",
                 at_least=0.85,
                 about="""Of the requests that models answered, the share where the cheap one did. Under 85 %: is it
@@ -36,8 +38,8 @@ BOARD = Board(
             stat(
                 "After a fallback",
                 """(sum(increase(tracerouter_requests_total{route="fallback", task=~"$task"}[$__range])) or vector(0))
-                / sum(increase(
-                    tracerouter_requests_total{route=~"cheap|expensive|fallback", task=~"$task"}[$__range]))""",
+                / sum(increase(tracerouter_requests_total{
+                    route=~"cheap|expensive|fallback", task!="embeddings", task=~"$task"}[$__range]))""",
                 unit="percentunit",
                 at_most=0.15,
                 about="""Of the requests that models answered, the share that was paid for twice. Over 15 %: find the
@@ -47,8 +49,8 @@ BOARD = Board(
             stat(
                 "Straight to expensive",
                 """(sum(increase(tracerouter_requests_total{route="expensive", task=~"$task"}[$__range])) or vector(0))
-                / sum(increase(
-                    tracerouter_requests_total{route=~"cheap|expensive|fallback", task=~"$task"}[$__range]))""",
+                / sum(increase(tracerouter_requests_total{
+                    route=~"cheap|expensive|fallback", task!="embeddings", task=~"$task"}[$__range]))""",
                 unit="percentunit",
                 about="""Of the requests that models answered, the share that policy sent to the last rung at once: a
                     forced task, a risk, a tier, or low confidence. Much of it: a threshold is too high.""",
@@ -137,6 +139,27 @@ BOARD = Board(
                 unit="percentunit",
                 about="""Share by route within each arm of the policy. Without a canary there is one arm; with one, a
                     difference between the arms is what the new policy does.""",
+            ),
+        ),
+        row(
+            "What waits for a person?",
+            timeseries(
+                "Reviews waiting",
+                {"{{queue}}": "max by (queue) (tracerouter_review_depth)"},
+                unit="short",
+                at_most=alerts.WAITING,
+                about="""Requests that wait for a reviewer. Every replica tells of the same queue, hence max. If it
+                    grows, decide on them, or let policy send fewer: the runbook has the lines.""",
+                each=to("request-drilldown", "Show such requests", route="review"),
+            ),
+            timeseries(
+                "Oldest review",
+                {"{{queue}}": "max by (queue) (tracerouter_review_oldest_age_seconds)"},
+                unit="s",
+                at_most=alerts.OLD,
+                about="""For how long the oldest of them has waited. It falls when that one is decided on, or expires;
+                    a line that only rises is one that was forgotten.""",
+                each=to("request-drilldown", "Show such requests", route="review"),
             ),
         ),
     ],

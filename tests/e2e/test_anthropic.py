@@ -196,9 +196,28 @@ async def test_a_stream_that_breaks(
 
 
 async def test_what_it_cannot_do_is_told(client: openai.AsyncOpenAI, upstream: AnthropicUpstream) -> None:
-    """Several choices are a 400 that names the field, as other bad requests are: nothing is sent."""
-    with pytest.raises(openai.BadRequestError, match="`n` can't be sent to Anthropic"):
+    """Several choices are a 400 that names the field, and so is a part that it does not know: nothing is sent."""
+    with pytest.raises(openai.BadRequestError, match="`n` must be 1, not 2") as raised:
         await client.chat.completions.create(model="auto", messages=user("[[ok]]"), n=2)
+    assert raised.value.param == "n"
+    heard: Any = [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}]}]
+    with pytest.raises(openai.BadRequestError, match=r"`messages\[0\].content\[0\].type` can't be sent to Anthropic"):
+        await client.chat.completions.create(model="auto", messages=heard)
+    assert upstream.requests == []
+
+
+async def test_several_choices_start_at_a_rung_that_gives_them(tmp_path: Path, upstream: AnthropicUpstream) -> None:
+    """In a ladder that begins here, ``n`` goes to the next model at once, and says why."""
+    async with Upstream() as other:
+        models = {"haiku": {**MODEL, "base_url": upstream.url}, "large": openai_models(other.url)["large"]}
+        async with (
+            Gateway(write(tmp_path, models, {})) as gateway,
+            openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as client,
+        ):
+            answer = await client.chat.completions.create(model="auto", messages=user("[[ok two]]"), n=2)
+    assert [choice.message.content for choice in answer.choices] == ["two", "two"]
+    facts: Any = answer.model_extra
+    assert (facts["tracerouter"]["reason"], facts["tracerouter"]["attempts"]) == ("unsupported", 1)
     assert upstream.requests == []
 
 
@@ -238,3 +257,23 @@ async def test_it_repairs_what_another_provider_wrote(tmp_path: Path, upstream: 
     assert asked["content"][1]["source"]["type"] == "base64"
     assert rejected == {"role": "assistant", "content": [{"type": "text", "text": '{"id": "x"}'}]}
     assert "$.id" in repair["content"][0]["text"]
+
+
+async def test_it_repairs_a_call_that_another_provider_made(tmp_path: Path, upstream: AnthropicUpstream) -> None:
+    """Arguments that do not fit a strict tool are turned down, and the call is made again here, as a call."""
+    async with Upstream() as cheap:
+        models = {"small": openai_models(cheap.url)["small"], "haiku": {**MODEL, "base_url": upstream.url}}
+        asked = user('Warm? [[small-1=tool_call {"city": 7}, haiku=tool_call {"city": "Rome"}]]')
+        async with (
+            Gateway(write(tmp_path, models, {})) as gateway,
+            openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as client,
+        ):
+            answer = await client.chat.completions.create(model="auto", messages=asked, tools=[LOOK_UP])
+    called: Any = (answer.choices[0].message.tool_calls or [])[0]
+    assert json.loads(called.function.arguments) == {"city": "Rome"}
+    facts: Any = answer.model_extra
+    assert (facts["tracerouter"]["route"], facts["tracerouter"]["reason"]) == ("fallback", "schema_invalid")
+    _, rejected, repair = upstream.requests[0].body["messages"]
+    assert '{\\"city\\": 7}' in rejected["content"][0]["text"]
+    assert "$.tool_calls[0].function.arguments.city" in repair["content"][0]["text"]
+    assert upstream.requests[0].body["tools"][0]["name"] == "look_up"

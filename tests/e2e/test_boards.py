@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import math
 import shutil
 import time
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import promql_parser as pp
 import yaml
 
 from benchmarks import traffic
 from dashboards import queries, resolve
-from dashboards.alerts import ALERTS, RECORDINGS
+from dashboards.alerts import ALERTS, RECORDINGS, Change
 from dashboards.promql import at_scale, vocabulary
 from dashboards.rules import rules
 from tests.e2e.drills.drill import SCALE
+from tests.gateway import embedding_model
 from tests.observability import DEMO, KEYS, Collector, Prometheus, Serve, Sink
+from tests.upstream import Upstream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,21 +44,24 @@ async def test_every_query_returns_data(tmp_path: Path, told: Told) -> None:
     """Panels, variables, annotations and rules parse and have data; what is sent is what is promised, and no more."""
     (tmp_path / "rules.yaml").write_text(rules(SCALE))
     shutil.copytree(DEMO.parent, tmp_path / "gateway")
-    config = tmp_path / "gateway" / "tracerouter.yaml"
-    _change(config, "large", price={"input": 500, "output": 2000})  # so that half a minute costs what a day does
+    config, policy = tmp_path / "gateway" / "tracerouter.yaml", tmp_path / "gateway" / "policy.yaml"
     async with (
+        Upstream() as upstream,
         Sink() as sink,
         Collector(tmp_path, sink) as collector,
         Prometheus(tmp_path, collector, tmp_path / "rules.yaml") as prometheus,
-        Serve(tmp_path, config, collector) as gateway,
+        _serving(config, policy, upstream, collector) as gateway,
     ):
         keys = traffic.read_keys(KEYS)
-        sending = asyncio.create_task(traffic.run(gateway.url, rate=60, keys=keys, seed=1))
+        sending = asyncio.gather(
+            traffic.run(gateway.url, rate=60, keys=keys, seed=1), _images_and_embeddings(gateway.url, keys[0])
+        )
         try:
             await asyncio.sleep(HEALTHY)
             await _exemplars_name_kept_traces(prometheus, sink)
+            assert _told(sink, "reason") >= {"confident", "cache_hit", "pinned", "unsupported", "low_confidence"}
             sink.status = 400  # what the collector can't pass on now is lost, and counted
-            _change(config, "small", failures=["500"])
+            _change(config, models={"small": {"failures": ["500"]}})
             await gateway.stop()
             await gateway.start()
             await prometheus.firing("ProviderErrors")
@@ -66,10 +74,38 @@ async def test_every_query_returns_data(tmp_path: Path, told: Told) -> None:
             await asyncio.gather(sending, return_exceptions=True)
 
 
-def _change(config: Path, model: str, **lines: Any) -> None:
-    told = yaml.safe_load(config.read_text())
-    told["models"][model] |= lines
-    config.write_text(yaml.safe_dump(told))
+def _serving(config: Path, policy: Path, upstream: Upstream, collector: Collector) -> Serve:
+    """The demonstration's gateway with a model for embeddings; half a minute of it costs what a day does."""
+    _change(config, models={**embedding_model(upstream.url), "large": {"price": {"input": 500, "output": 2000}}})
+    _change(policy, embeddings=["embed"])
+    return Serve(config.parent.parent, config, collector)
+
+
+def _change(path: Path, **lines: Any) -> None:
+    path.write_text(yaml.safe_dump(Change("", lines).applied(yaml.safe_load(path.read_text()))))
+
+
+async def _images_and_embeddings(url: str, key: str) -> None:
+    """Ask for embeddings, of which one in five fails, and about images, which the small model does not take."""
+    async with aiohttp.ClientSession(headers={"authorization": f"Bearer {key}"}) as session:
+        for number in itertools.count():
+            texts = ["[[500]]" if number % 5 == 0 else f"note {number}", "another"]
+            parts = [
+                {"type": "text", "text": f"What is on photo {number}?"},
+                {"type": "image_url", "image_url": {"url": "https://images.example.com/photo.png"}},
+            ]
+            for path, body in (
+                ("embeddings", {"model": "embed", "input": texts}),
+                ("chat/completions", {"model": "auto", "messages": [{"role": "user", "content": parts}]}),
+            ):
+                with contextlib.suppress(aiohttp.ClientError):  # a gateway that restarts
+                    async with session.post(f"{url}/v1/{path}", json=body) as response:
+                        await response.read()
+            await asyncio.sleep(0.2)
+
+
+def _told(sink: Sink, name: str) -> set[Any]:
+    return {log.body[name] for log in sink.logs if log.event == "tracerouter.decision"}
 
 
 async def _boards_have_data(prometheus: Prometheus, told: Told) -> None:

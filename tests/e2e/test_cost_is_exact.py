@@ -38,6 +38,9 @@ EMBED = {"model": "embed"}
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 IMAGES = "images"
 """Marks a request with so many images."""
+LINKED = "linked"
+"""Marks a request whose images lie behind a URL."""
+TOOLS = {"tools": [{"type": "function", "function": {"name": "look_up"}}]}
 CALLS = 'tool_calls {"city": "Paris"} | {"city": "Rome"}'
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -82,8 +85,12 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "two choices, streamed, without upstream usage": ("no_usage", {"n": 2, **USAGE}),
     "parallel tool calls, streamed": (CALLS, USAGE),
     "tool calls that are cut": ("small-1=tool_call {, large-1=ok", {}),
+    "tool arguments that are turned down": ("small-1=tool_call [1], large-1=ok", TOOLS),
+    "tool arguments that are streamed": ("small-1=tool_call [1], large-1=ok", {**TOOLS, **USAGE}),
     "images": ("ok", {IMAGES: 2}),
     "images without upstream usage": ("no_usage", {IMAGES: 2}),
+    "images, nothing comes back": ("small-1=hang, large-1=ok", {IMAGES: 2}),
+    "an image that is linked": ("no_usage", {IMAGES: 1, LINKED: True}),
     "images, cheap fails first": ("small-1=hang_after 2, large-1=ok", {IMAGES: 1, **USAGE}),
     "cut in a character": ("small-1=cut_utf8 2", USAGE),
     "embeddings": ("ok", EMBED),
@@ -168,9 +175,10 @@ class Client:
         url = self._base + CHAT
         if extra.get("model") == "embed":
             body, url = {"input": text, **extra}, f"{self._base}/v1/embeddings"
-        going, images = body.pop(GONE, None), body.pop(IMAGES, 0)
+        going, images, linked = body.pop(GONE, None), body.pop(IMAGES, 0), body.pop(LINKED, False)
         if images:
-            shown = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}}] * images
+            shown_at = "https://img.example/a.png" if linked else f"data:image/png;base64,{PIXEL}"
+            shown = [{"type": "image_url", "image_url": {"url": shown_at}}] * images
             body["messages"][0]["content"] = [{"type": "text", "text": text}, *shown]
         headers = {"x-request-id": request_id}
         if going is not None:
@@ -182,7 +190,8 @@ class Client:
                 self.told[request_id] = nanos(await self._last_chunk(response))
             else:
                 await response.read()
-                self.told[request_id] = nanos(response.headers["x-tracerouter-cost"])
+                nothing = "0" if response.status == 400 else None  # what is turned down beforehand has no cost to tell
+                self.told[request_id] = nanos(response.headers.get("x-tracerouter-cost", nothing))
 
     async def _last_chunk(self, response: aiohttp.ClientResponse) -> float:
         events = [line[6:] async for line in response.content if line.startswith(b"data: ")]
@@ -345,7 +354,10 @@ async def test_what_a_classifier_asks_is_the_requests_cost(tmp_path: Path) -> No
     for (_, role, *_), value in instruments.cost.values.items():
         told[str(role)] += value
     assert told == by_role
-    assert {key[1] for key in instruments.attempts.values} == by_role.keys() - {"classify"}
+    assert {key[1] for key in instruments.attempts.values} == by_role.keys()
+    asked = {key: calls for key, calls in instruments.attempts.values.items() if key[1] == "classify"}
+    assert sum(asked.values()) == len(kinds)
+    assert {failure for _, _, failure in asked} > {None, "timeout", "provider_error"}
 
 
 @pytest.mark.parametrize("kind", CLASSIFIED)

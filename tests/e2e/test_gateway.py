@@ -275,7 +275,7 @@ async def test_traceparent_in_and_out(http: aiohttp.ClientSession, gateway: Gate
     assert server.attributes["http.response.status_code"] == 200
 
 
-async def test_real_requests_emit_what_the_table_says(
+async def test_real_requests_emit_what_the_table_says(  # noqa: PLR0915 - one request after another
     tmp_path_factory: pytest.TempPathFactory, http: aiohttp.ClientSession, gateway: Gateway, upstream: Upstream
 ) -> None:
     """What real requests emit is the code's table: no attribute more, of no other type, and none that is for show."""
@@ -289,6 +289,7 @@ async def test_real_requests_emit_what_the_table_says(
     await post(http, gateway, asking("q [[ok a b]]", stream=True) | {"stream": False})
     async with http.post(gateway.url + CHAT, json=asking("s [[ok a b]]", stream=True)) as response:
         await response.read()
+    await asyncio.gather(*(post(http, gateway, asking("at once [[slow 0.3 a b c]]")) for _ in range(2)))
     async with http.post(gateway.url + CHAT, data=b"no JSON") as response:
         assert response.status == 400
     for step in ("ok", "500"):
@@ -310,8 +311,27 @@ async def test_real_requests_emit_what_the_table_says(
     )
     async with Gateway(by_model) as classifying:
         await post(http, classifying, asking("a [[ok]]"))
+    quota = {"per": "tenant", "limit": "3 requests/day", "then": ["queue", "confirm"]}
+    policy = {"tasks": {"sql": {"start": "large"}}, "quotas": [quota]}
+    async with Gateway(write(tmp_path_factory.mktemp("limited"), openai_models(upstream.url), policy)) as limited:
+        await post(http, limited, asking("a [[small-1=500, large-1=ok]]"))
+        for _ in range(2):
+            _, _, offer = await post(http, limited, asking("q [[500]]"), x_tracerouter_task="sql")
+        token = offer["error"]["confirmation"]["token"]
+        await post(http, limited, asking("q [[500]]"), x_tracerouter_task="sql", x_tracerouter_confirm=token)
+        await post(http, limited, asking("q [[500]]"), prefer="respond-async")
+    reviews = write(
+        tmp_path_factory.mktemp("reviews"), openai_models(upstream.url), {"tasks": {"sql": {"review": "draft"}}}
+    )
+    async with Gateway(reviews) as reviewing:
+        _, _, held = await post(http, reviewing, asking("a [[ok]]"), x_tracerouter_task="sql")
+        async with http.post(f"{reviewing.url}{held['tracerouter']['review']['url']}/approve") as response:
+            assert response.status == 200
+        async with asyncio.timeout(5):
+            while reviewing.seen.spans[-1].name != "review decision":
+                await asyncio.sleep(0.01)
     emitted: dict[str, set[str]] = {kind: set() for kind in SPAN_ATTRIBUTES}
-    for span in (*gateway.seen.spans, *classifying.seen.spans):
+    for span in (*gateway.seen.spans, *classifying.seen.spans, *limited.seen.spans, *reviewing.seen.spans):
         kind = "server" if span.kind.name == "SERVER" else span.name.split(" ")[0]
         told = span.attributes or {}
         emitted[kind] |= set(told)
@@ -322,7 +342,7 @@ async def test_real_requests_emit_what_the_table_says(
             wanted = {names.TOKENS_INPUT, names.TOKENS_OUTPUT, names.COST, names.LATENCY}
             assert wanted <= set(told), kind
     never = {kind: set(table) - emitted[kind] for kind, table in SPAN_ATTRIBUTES.items()}
-    fails_by_exception = {"cache": {names.ERROR_TYPE}, "classify": {names.ERROR_TYPE}, "validate": {names.ERROR_TYPE}}
+    fails_by_exception = {kind: {names.ERROR_TYPE} for kind in ("cache", "classify", "quota", "validate", "review")}
     assert {kind: left for kind, left in never.items() if left} == fails_by_exception
 
 

@@ -7,6 +7,7 @@ import json
 import socket
 import time
 import tracemalloc
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -186,23 +187,37 @@ async def test_who_leaves_pays_for_what_was_made(tmp_path: Path, upstream: Upstr
         assert await settled(gateway) == upstream.nanos > 0
 
 
+@pytest.mark.parametrize("step", ["cut 0", "drop 0", "error_after 0", "hang_after 0", "cut_utf8 0", "garbage", "500"])
+async def test_until_the_first_content_another_rung_can_answer(gateway: Gateway, upstream: Upstream, step: str) -> None:
+    """A stream that begins, even with a chunk that has no content, and breaks is followed by the next rung's."""
+    _, found = await lines(gateway, asking(f"small-1={step}, large-1=ok fine words"))
+    chunks = chunks_of([line for line in found if line != COMMENT])
+    assert "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks if c["choices"]) == "fine words"
+    assert chunks[-1]["tracerouter"]["route"] == "fallback"
+    assert nanos(chunks[-1]["tracerouter"]["cost"]) == await settled(gateway, 2) == upstream.nanos
+
+
+@asynccontextmanager
+async def deaf(url: str, body: dict[str, Any]) -> AsyncIterator[socket.socket]:
+    """Send a request by a socket that takes little, and reads nothing by itself."""
+    loop, address = asyncio.get_running_loop(), url.removeprefix("http://").split(":")
+    with socket.socket() as plug:
+        plug.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        plug.settimeout(0)
+        await loop.sock_connect(plug, (address[0], int(address[1])))
+        sent = json.dumps(body).encode()
+        kind = "host: x\r\ncontent-type: application/json"
+        head = f"POST {CHAT} HTTP/1.1\r\n{kind}\r\ncontent-length: {len(sent)}\r\n\r\n"
+        await loop.sock_sendall(plug, head.encode() + sent)
+        yield plug
+
+
 async def test_a_slow_reader_grows_no_memory(tmp_path: Path, upstream: Upstream) -> None:
     """A fast provider waits for a client that does not read; nothing piles up, and nothing is lost when it reads on."""
     steps = 3_000  # of 8 KB: more than the sockets' own buffers hold
     path = write(tmp_path, openai_models(upstream.url, timeout=60), {}, keep_alive=0.1)
-    async with Gateway(path) as gateway:
-        address = gateway.url.removeprefix("http://").split(":")
-        plug = socket.socket()
-        plug.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
-        plug.settimeout(0)
-        loop = asyncio.get_running_loop()
-        await loop.sock_connect(plug, (address[0], int(address[1])))
-        sent = json.dumps(asking(f"flood {steps}")).encode()
-        head = (
-            f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(sent)}\r\n\r\n"
-        )
-        tracemalloc.start()
-        await loop.sock_sendall(plug, head.encode() + sent)
+    tracemalloc.start()
+    async with Gateway(path) as gateway, deaf(gateway.url, asking(f"flood {steps}")) as plug:
         written, before = -1, -2
         while written != before:  # until the provider gets nothing more rid of
             await asyncio.sleep(0.5)
@@ -214,10 +229,44 @@ async def test_a_slow_reader_grows_no_memory(tmp_path: Path, upstream: Upstream)
         read = b""
         total = 0
         while b"[DONE]" not in read[-100:]:
-            piece = await asyncio.wait_for(loop.sock_recv(plug, 1 << 20), 5)
+            piece = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(plug, 1 << 20), 5)
             assert piece
             total += len(piece)
             read = (read + piece)[-100:]
-        plug.close()
         assert total > steps * 8_000
         assert await settled(gateway) == upstream.nanos
+
+
+@pytest.mark.parametrize("held_back", [False, True])
+async def test_who_never_reads_has_left(tmp_path: Path, upstream: Upstream, *, held_back: bool) -> None:
+    """A client that takes nothing for too long is cut off: its model stops, and what was made is charged."""
+    policy = {"validate": ["truncated"]} if held_back else {}  # reads the whole text before it is passed on
+    path = write(tmp_path, openai_models(upstream.url, timeout=60), policy, keep_alive=0.1, write_timeout="500ms")
+    async with Gateway(path) as gateway, deaf(gateway.url, asking("flood 1000" if held_back else "flood 3000")):
+        if not held_back:
+            await upstream.disconnected()
+        cost = await settled(gateway)
+        assert 0 < cost <= upstream.nanos
+        async with asyncio.timeout(5):
+            while not gateway.records():
+                await asyncio.sleep(0.01)
+        (record,) = gateway.records().values()
+        assert (record["outcome"], nanos(record["cost"])) == ("cancelled", cost)
+        assert (cost == upstream.nanos) or not held_back
+
+
+async def test_who_reads_slowly_has_not_left(tmp_path: Path, upstream: Upstream) -> None:
+    """Some progress is enough, and the time that it takes is not the model's: neither is it cut off, nor blamed."""
+    path = write(tmp_path, openai_models(upstream.url, timeout=1), {}, write_timeout=0.5)
+    async with Gateway(path) as gateway, deaf(gateway.url, asking("flood 1500")) as plug:
+        loop, started, tail = asyncio.get_running_loop(), time.monotonic(), b""
+        while time.monotonic() - started < 2.5:
+            assert await loop.sock_recv(plug, 65536)
+            await asyncio.sleep(0.1)
+        while b"[DONE]" not in tail:
+            piece = await asyncio.wait_for(loop.sock_recv(plug, 1 << 20), 5)
+            assert piece
+            tail = (tail + piece)[-100:]
+        assert await settled(gateway) == upstream.nanos
+    (record,) = gateway.records().values()
+    assert record["outcome"] == "answered"

@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 
 import tracerouter
+from tests.e2e.test_streams import asking, deaf
 from tests.gateway import Seen, nanos, openai_models, write
 from tests.upstream import Upstream
 from tracerouter.errors import ConfigError
@@ -104,10 +105,12 @@ async def wrapped(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
     """Return a function that serves a wrapped service; all are stopped afterwards."""
     started: list[Any] = []
 
-    async def serve(models: dict[str, Any] | None = None, **options: Any) -> Wrapped:
+    async def serve(
+        models: dict[str, Any] | None = None, settings: dict[str, Any] | None = None, **options: Any
+    ) -> Wrapped:
         upstream = await Upstream().__aenter__()
         small = {"small": openai_models(upstream.url, timeout=2)["small"]}
-        path = write(tmp_path, {**small, **(models or {})}, {"ladder": ["small", *(models or {})]})
+        path = write(tmp_path, {**small, **(models or {})}, {"ladder": ["small", *(models or {})]}, **(settings or {}))
         service, app = Service(), None
         app = service.app()
         router = tracerouter.load(path)
@@ -266,6 +269,34 @@ async def test_a_handler_takes_as_long_as_it_takes(wrapped: Callable[..., Any]) 
         headers = {"x-tracerouter-timeout": "0.1"}
         async with session.post(f"{served.url}/v1/chat/completions", json=body, headers=headers) as response:
             assert (response.status, await response.json()) == (200, SERVICE_ANSWER)
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_who_takes_nothing_stops_the_model(wrapped: Callable[..., Any], *, leaves: bool) -> None:
+    """A client that goes or reads nothing ends its cheap stream, in a service that does not cancel handlers, too."""
+    served = await wrapped(settings={"write_timeout": 0.3})
+    async with deaf(served.url, asking("flood 3000")) as plug:
+        await served.upstream.until(lambda: bool(served.upstream.charges) and any(served.upstream.charges[0].written))
+        if leaves:
+            plug.close()
+        await served.upstream.disconnected()
+        async with asyncio.timeout(5):
+            while not any(span.name.startswith("route") for span in served.seen.spans):
+                await asyncio.sleep(0.01)
+    route = next(span for span in served.seen.spans if span.name.startswith("route"))
+    assert route.attributes[names.OUTCOME] == "cancelled"
+    assert 0 < nanos(route.attributes[names.COST]) <= served.upstream.nanos
+    assert served.service.calls == 0
+
+
+async def test_what_is_held_back_leaves_the_handler_its_status(wrapped: Callable[..., Any]) -> None:
+    """While a cheap answer is validated nothing is sent, no comment either: the handler may still answer as it is."""
+    served = await wrapped(settings={"keep_alive": 0.05})
+    shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+    status, headers, told = await served.ask("[[slow 0.1 no JSON here]]", stream=True, response_format=shape)
+    assert (status, headers["content-type"]) == (200, "text/event-stream")
+    assert told.startswith("data: ")
+    assert "own stream" in told
 
 
 async def test_a_handler_is_called_once(wrapped: Callable[..., Any]) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tracerouter.protocols import Sink
+    from tracerouter.router import Router
     from tracerouter.types import Call, Meter
 
 SECRET = "sk-do-not-show-me-ever"
@@ -67,6 +69,13 @@ def error_of(path: Path) -> str:
     return str(raised.value).replace(str(path), "tracerouter.yaml")
 
 
+async def close(router: Router) -> None:
+    """Close it without the collector that it names, which does not run here."""
+    for exporter in router.telemetry.exporters:
+        exporter.shutdown()
+    await router.close()
+
+
 async def test_the_readme_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The two files of the README are files that work."""
     blocks = re.findall(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL)
@@ -100,9 +109,7 @@ async def test_the_readme_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (house.limit_field, house.address, house.port) == ("max_tokens", "127.0.0.1", 8000)
     assert house.price == Price(100_000_000, 200_000_000, 100_000_000)
     assert (built.router.telemetry.keep.share, built.router.telemetry.keep.slow) == (0.05, 5.0)
-    built.router.telemetry.span_processors = ()  # the collector that it names does not run here
-    built.router.telemetry.meter_provider = built.router.telemetry.log_provider = None
-    await built.router.close()
+    await close(built.router)
 
 
 @pytest.mark.parametrize("name", ["demo.yaml", "openai.yaml"])
@@ -311,7 +318,7 @@ KEY = "tr-0123456789"
 @pytest.mark.parametrize(
     ("entries", "said"),
     [
-        (KEY, 'must hold a JSON list of {"key", "tenant", "team", "user", "tier"}'),
+        (KEY, 'must hold a JSON list of {"key", "tenant", "team", "user", "tier", "admin", "reviewer"}'),
         ({"key": KEY}, "must hold a JSON list"),
         ([KEY], "entry 0: needs a `key` of at least 8 characters"),
         ([{"key": KEY, "tenant": "a"}, {"key": "short", "tenant": "a"}], "entry 1: needs a `key` of at least 8"),
@@ -319,6 +326,8 @@ KEY = "tr-0123456789"
         ([{"key": KEY, "tenant": "a", "tiers": "free"}], "entry 0: 'tiers' is not known (did you mean 'tier'?)"),
         ([{"key": KEY, "tenant": "a", "tier": 1}], "entry 0: 'tier' must be a string"),
         ([{"key": 12345678, "tenant": "a"}], "entry 0: needs a `key`"),
+        ([{"key": KEY, "tenant": "a", "admin": "no"}], "entry 0: 'admin' must be true or false"),
+        ([{"key": KEY, "tenant": "a", "reviewer": None}], "entry 0: 'reviewer' must be true or false"),
     ],
 )
 @pytest.mark.parametrize("place", ["env", "file"])
@@ -341,10 +350,36 @@ async def test_keys_stand_for_callers(tmp_path: Path) -> None:
     (tmp_path / "keys.json").write_text(json.dumps([{"key": KEY, "tenant": "acme", "team": None, "tier": "free"}]))
     built = config.load(write(tmp_path, keys={"file": "keys.json"}))
     assert built.keys is not None
-    assert built.keys.caller(KEY) == Caller("acme", tier="free")
+    caller = built.keys.caller(KEY)
+    assert caller is not None
+    assert caller.key
+    assert caller == Caller("acme", tier="free")
     assert built.keys.caller(f"{KEY}0") is built.keys.caller("") is built.keys.caller("\ud800") is None
     assert KEY not in repr(vars(built.keys))
     await built.router.close()
+
+
+async def test_a_key_may_have_rights(tmp_path: Path) -> None:
+    """Only what the list gives: nobody is an admin or a reviewer by leaving it out."""
+    rights: tuple[dict[str, Any], ...] = ({}, {"admin": True}, {"reviewer": True}, {"admin": False, "reviewer": True})
+    entries: list[dict[str, Any]] = [
+        {"key": f"{KEY}{at}", "tenant": "acme", **given} for at, given in enumerate(rights)
+    ]
+    (tmp_path / "keys.json").write_text(json.dumps(entries))
+    built = config.load(write(tmp_path, keys={"file": "keys.json"}))
+    assert built.keys is not None
+    found = [built.keys.caller(entry["key"]) for entry in entries]
+    assert found == [Caller("acme", **given) for given in rights]
+    await built.router.close()
+
+
+@pytest.mark.parametrize(("action", "what"), [("confirm", "tokens"), ("queue", "requests")])
+def test_what_is_for_later_needs_a_store_that_keeps_it(tmp_path: Path, action: str, what: str) -> None:
+    """A store that forgets is no place for what callers are promised: the error names the action and the way out."""
+    policy = f"ladder: [small]\nquotas: [{{per: tenant, limit: 1 USD/day, then: [stale, {action}]}}]"
+    told = error_of(write(tmp_path, policy=policy))
+    assert f"policy.yaml: quotas.0.then: `{action}` keeps {what} in the store, and `store: memory:` forgets" in told
+    assert "use sqlite:///PATH" in told
 
 
 async def test_relative_paths_count_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,14 +446,17 @@ async def test_telemetry_is_set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert quiet.router.telemetry.hash_users
     await quiet.router.close()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
-    told = config.load(write(tmp_path)).router.telemetry
-    assert told.traces is not None
-    assert told.meter_provider is not None
+    told = config.load(write(tmp_path)).router
+    assert told.telemetry.traces is not None
+    assert told.telemetry.meter_provider is not None
+    await close(told)
 
 
 @pytest.mark.parametrize("wrong", ["collector", "127.0.0.1:4318", "ftp://collector:21", "http://:4318", "http://c:no"])
 def test_a_wrong_variable_is_named(wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An address in OpenTelemetry's variable that can't be one is an error at start that names the variable."""
+    """An address in OpenTelemetry's variable that can't be one is an error at start, before anything is opened."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", wrong)
+    before = {*threading.enumerate()}
     with pytest.raises(ConfigError, match=r"OTEL_EXPORTER_OTLP_ENDPOINT: found .*such as http://127.0.0.1:4318"):
         config.load(write(tmp_path))
+    assert not [thread for thread in {*threading.enumerate()} - before if thread.name == "tracerouter-store"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+from datetime import datetime
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
+from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
@@ -16,9 +19,14 @@ from aiohttp.test_utils import TestServer
 import tracerouter
 from tests.gateway import openai_models, write
 from tests.upstream import Upstream
-from tracerouter import Completion, Task
+from tracerouter import Caller, Classification, Completion, Task
 from tracerouter.cache import output_key
-from tracerouter.policy import Policy, PolicyFile
+from tracerouter.config import WebhooksOf
+from tracerouter.policy import Policy, PolicyFile, decide
+from tracerouter.policy.model import Action, Denial, ReviewPolicy, WithoutLedger
+from tracerouter.quota import QuotaState, SqliteLedger
+from tracerouter.review import Webhooks
+from tracerouter.store import SqliteStore
 from tracerouter.validators import BUILT_IN, Checks, Custom
 
 README = Path(__file__).parents[2] / "README.md"
@@ -55,7 +63,8 @@ async def test_every_validator() -> None:
     rules = policy.default.rules
     named = [one if isinstance(one, str) else one.validator for one in rules.validate]
     assert {*named} == {*BUILT_IN, "pydantic", "language", "length", "matches", "forbids", "my.module:total_adds_up"}
-    made = {one.name: one for one in Checks(policy.validators).of(Task.chat("x"), rules)}
+    calling = Task.parse({**Task.chat("x").body, "tools": [{"type": "function", "function": {"name": "f"}}]})
+    made = {one.name: one for one in Checks(policy.validators).of(calling, rules)}
     assert [*made] == named
     order = Completion.of('{"prices": [1, 2], "total": 4}', model="m")
     for name in ("pydantic", "my.module:total_adds_up"):
@@ -70,6 +79,68 @@ def test_which_questions_are_one() -> None:
     asked = ["Which color has the log in page?", "Hello! Which colour has the sign in page?\n\nKind regards,\nAnn"]
     keys = {output_key(Task.chat(one), scope=policy.scope, salt=policy.salt, normal=policy.normal) for one in asked}
     assert len(keys) == 1
+
+
+def test_rates() -> None:
+    """The README's rates, and the limits with what is put off, are ones that can be kept."""
+    policy = policy_of("rates:")
+    assert [rate.name for rate in policy.rates] == ["free key 60 requests/minute", "tenant 100000 tokens/minute"]
+    assert [limit.then for limit in policy_of("then: [queue, refuse]").limits] == [
+        ("shorten", "confirm", "refuse"),
+        ("queue", "refuse"),
+    ]
+
+
+async def test_budgets(tmp_path: Path) -> None:
+    """The README's limits are read as it says, it explains each action, and shows what is told of a limit."""
+    readme = README.read_text(encoding="utf-8")
+    policy = policy_of("timezone: Europe/Berlin")
+    names = [limit.name for limit in policy.limits]
+    assert names == [
+        "tenant 500 USD/month",
+        "acme a day",
+        "free tenant expensive 20 requests/day",
+        "team 2000000 tokens/day",
+        "free user 100 requests/day",
+    ]
+    limits = [[limit.name for limit in policy.limits if limit.concerns(who)] for who in (Caller("acme"), Caller("b"))]
+    assert limits == [[names[0], names[1], names[3]], [names[0], names[3]]]
+    assert policy.without_ledger == WithoutLedger()
+    rows = set(re.findall(r"^\| `(\w+)` \|", readme, re.MULTILINE))
+    assert {*get_args(Action)} <= rows
+    assert {*get_args(Denial)} <= {*re.findall(r"`(\w+)`", readme)}
+    (shown,) = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", readme, re.DOTALL) if "quota" in block)
+    store = SqliteStore(tmp_path / "tracerouter.db")
+    told = QuotaState(SqliteLedger(store, policy.timezone), policy).of(Caller("acme", "web", "ann", "free"))
+    store.close()
+    (limit,) = (one for one in told["limits"] if one["name"] == "tenant 500 USD/month")
+    assert [*shown] == [*told]
+    changing = ("spent", "reserved", "remaining", "resets_at")
+    assert [*limit] == [*shown["limits"][0]]
+    assert {**limit, **dict.fromkeys(changing)} == {**shown["limits"][0], **dict.fromkeys(changing)}
+    begins = datetime.fromtimestamp(shown["limits"][0]["resets_at"], ZoneInfo(policy.timezone))
+    assert (begins.day, begins.hour) == (1, 0)
+
+
+def test_answers_that_a_person_decides_on() -> None:
+    """The README's policy sends to a person what it says, and no other; its webhooks are ones that can be had."""
+    policy = policy_of("low_confidence:")
+    caller, ladder = Caller(), ("small", "large")
+
+    def decided(label: str, confidence: float, *risks: str) -> str | None:
+        found = Classification(label, confidence, frozenset(risks))
+        return decide(found, caller, policy, ladder=ladder).review
+
+    assert decided("chat", 0.9) is None
+    assert decided("chat", 0.1) == decided("other", 0.0) == "draft"
+    assert decided("chat", 0.9, "legal") == decided("invoice", 0.9, "legal") == "draft"
+    assert decided("invoice", 0.9) == "after_ladder"
+    assert policy.review == ReviewPolicy(low_confidence="draft")  # what the comments say are the defaults
+    blocks = re.findall(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (webhooks,) = (yaml.safe_load(block)["webhooks"] for block in blocks if block.startswith("webhooks:"))
+    secret = f"whsec_{'QUJD' * 11}"
+    made = WebhooksOf.model_validate({**webhooks, "secret": secret})
+    Webhooks(made.allow, secret).check("https://hooks.example.com/reviews/acme")
 
 
 async def test_the_client_middleware(tmp_path: Path) -> None:

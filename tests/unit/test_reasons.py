@@ -12,14 +12,19 @@ from tracerouter.cache import BoundedMemoryCache, OutputCache
 from tracerouter.classifiers import Chain, RiskClassifier
 from tracerouter.errors import BadRequest
 from tracerouter.policy import Policy, PolicyFile
+from tracerouter.policy.model import ReviewPolicy
 from tracerouter.providers import Simulated, SimulatedProvider
-from tracerouter.types import Caller, Classification, Outcome, Reason, Status, Task
+from tracerouter.quota import Confirmations, Jobs, MemoryRates, SqliteLedger
+from tracerouter.review import Reviews
+from tracerouter.store import SqliteItems, SqliteStore
+from tracerouter.types import Caller, Classification, Freshness, Outcome, Reason, Status, Task
 from tracerouter.validators import Checks
+from tracerouter.web import chat
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-ROUTES = {"cached", "cheap", "expensive", "fallback", "refused", "failed"}
+ROUTES = {"cached", "cheap", "expensive", "fallback", "review", "queued", "refused", "failed"}
 """Design.md's words for a route, those built today."""
 
 
@@ -100,6 +105,17 @@ async def lost() -> Rig:
     return with_models
 
 
+async def reviewed() -> Rig:
+    store = SqliteStore(":memory:")
+    reviews = Reviews(SqliteItems(store), ReviewPolicy())
+    policy = {"risks": {"legal": {"match": ["contract"], "review": "draft"}}}
+    with_models = rig("fine", policy=policy, reviews=reviews)
+    await routed(with_models, Task.chat("a contract"))
+    store.close()
+    await routed(with_models, Task.chat("a contract"))
+    return with_models
+
+
 async def ended() -> Rig:
     with_models = rig("hang")
     routing = asyncio.create_task(with_models.router.route(Task.chat("hello")))
@@ -124,7 +140,50 @@ async def ended() -> Rig:
     return with_models
 
 
-DRIVES: list[Callable[[], Awaitable[Rig]]] = [confident, thresholds, rules, unsupported, rejected, lost, ended]
+async def limits() -> Rig:
+    store = SqliteStore(":memory:")
+    quota = {"per": "tenant", "limit": "1 requests/day", "then": ["stale"]}
+    cache = OutputCache(BoundedMemoryCache())
+    with_models = rig("fine", policy={"quotas": [quota]}, ledger=SqliteLedger(store), cache=cache)
+    old = Task.chat("hello", freshness=Freshness(max_age=0))
+    await routed(with_models, Task.chat("hello"), old, Task.chat("hi"))
+    store.close()
+    closed = rig("fine", policy={"quotas": [quota]}, ledger=SqliteLedger(store))
+    await routed(closed, Task.chat("hello", hint="sql"), Task.chat("hello", model="large"))
+    with_models.rows.rows += closed.rows.rows
+    return with_models
+
+
+async def later() -> Rig:
+    store = SqliteStore(":memory:")
+    items = SqliteItems(store)
+    parts = {
+        "ledger": SqliteLedger(store),
+        "rates": MemoryRates(),
+        "confirmations": Confirmations(items),
+        "jobs": Jobs(items, chat.later),
+    }
+    full = {"per": "tenant", "limit": "0 requests/day", "then": ["queue", "confirm"]}
+    rates = [{"limit": "2 requests/hour"}]
+    with_models = rig("fine", policy={"quotas": [full], "rates": rates}, **parts)
+    await routed(with_models, Task.chat("hello", respond_async=True), Task.chat("hello"), Task.chat("hello"))
+    await with_models.router.close()
+    store.close()
+    return with_models
+
+
+DRIVES: list[Callable[[], Awaitable[Rig]]] = [
+    confident,
+    thresholds,
+    rules,
+    unsupported,
+    rejected,
+    lost,
+    reviewed,
+    ended,
+    limits,
+    later,
+]
 
 
 @pytest.fixture
@@ -148,12 +207,16 @@ async def test_codes_agree_within_a_row(rows: list[dict[str, Any]]) -> None:
         if row["outcome"] == "answered" and "fallback_reason" in row:
             assert row["route"] == "fallback"
             assert row["reason"] == row["fallback_reason"] == row["attempts"][-2]["failure"]
-        if row["outcome"] in ("refused", "cached"):
-            assert row["route"] == row["outcome"]
+        if row["outcome"] in ("refused", "cached", "stale", "queued", "needs_confirmation"):
+            other = {"stale": "cached", "needs_confirmation": "refused"}
+            assert row["route"] == other.get(row["outcome"], row["outcome"])
+        if row["reason"] == "review_unavailable":
+            assert row["attempt_count"] == 1  # the draft was paid for when the queue turned out to be closed
+        elif row["outcome"] in ("refused", "cached", "stale", "queued", "needs_confirmation"):
             assert row["attempt_count"] == 0
             assert row["cost"] == 0
         assert (
             ("error_type" in row)
-            == (row["outcome"] in ("failed", "refused", "cancelled"))
+            == (row["outcome"] in ("failed", "refused", "needs_confirmation", "cancelled"))
             == (row["severity"] == "WARN")
         )

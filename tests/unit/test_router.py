@@ -12,7 +12,7 @@ import pytest
 
 from tests.gateway import Seen, cost_of
 from tracerouter.cache import BoundedMemoryCache, OutputCache
-from tracerouter.classifiers import RiskClassifier, RulesClassifier
+from tracerouter.classifiers import Chain, RiskClassifier, RulesClassifier
 from tracerouter.errors import BadRequest, CallerGone, ConfigError, RateLimited, ServerFailed, UnknownModel
 from tracerouter.policy import Policy, PolicyFile
 from tracerouter.pricing import Price
@@ -501,11 +501,45 @@ async def test_n_has_a_bound() -> None:
     with_models = rig("fine", policy={"max_choices": 2})
     assert (await with_models.router.route(Task.chat("hi", handler=None))).status is Status.ANSWERED
     many = {"n": 3, "messages": [{"role": "user", "content": "hi"}]}
-    with pytest.raises(BadRequest, match="`n` must be a whole number from 1 to 2, not 3"):
+    with pytest.raises(BadRequest, match=r"`n` must be a whole number from 1 to 2, not 3$"):
         await with_models.router.route(Task.parse(many))
     assert len(with_models.books.entries) == 1
     outcome = await with_models.router.route(Task.parse(many, handler=service))
     assert (outcome.reason, [one.rung.alias for one in outcome.attempts]) == (Reason.UNSUPPORTED, ["handler"])
+
+
+def single(with_models: Rig, *aliases: str) -> Rig:
+    """Let the providers of these models give one answer a request."""
+    for alias in aliases:
+        provider: Any = with_models.router.models[alias].provider
+        provider.max_choices = 1
+    return with_models
+
+
+async def test_n_starts_at_the_first_rung_that_gives_so_many() -> None:
+    """A model of one answer a request is passed over beforehand; where none is left it is a 400 that costs nothing."""
+    many = Task.parse({"n": 2, "messages": [{"role": "user", "content": "hi"}]})
+    with_models = single(rig("fine"), "small")
+    outcome = await with_models.router.route(many)
+    assert (outcome.reason, [one.rung.alias for one in outcome.attempts]) == (Reason.UNSUPPORTED, ["large"])
+    assert with_models.small.calls == []
+    last = single(rig("", "fine"), "large")
+    assert [one.rung.alias for one in (await last.router.route(many)).attempts] == ["small"]
+    nobody = single(rig("fine"), "small", "large")
+    for model in ("auto", "small"):
+        with pytest.raises(BadRequest, match="`n` must be 1, not 2; no model that may answer gives more") as raised:
+            await nobody.router.route(Task.parse({**many.body, "model": model}))
+        assert raised.value.param == "n"
+    assert not nobody.books.entries
+    assert (await nobody.router.route(Task.parse({**many.body, "n": 1}))).status is Status.ANSWERED
+
+
+async def test_a_rung_must_take_all_that_is_asked() -> None:
+    """Where one model takes images, and another gives several answers, a request for both is told so."""
+    torn = single(blind(rig("fine"), "small"), "large")
+    with pytest.raises(BadRequest, match="no model that may answer them takes images and gives 2 answers") as raised:
+        await torn.router.route(Task.parse({**LOOK, "n": 2}))
+    assert raised.value.param == "messages"
 
 
 async def test_a_ladders_name_pins() -> None:
@@ -706,8 +740,10 @@ async def test_a_classifier_has_no_more_time_than_the_request() -> None:
             await asyncio.Event().wait()
             raise AssertionError
 
-    outcome = await rig("fine", classifier=Hanging()).router.route(Task.chat("hello", timeout=0.05))
+    hanging = rig("fine", classifier=Hanging())
+    outcome = await hanging.router.route(Task.chat("hello", timeout=0.05))
     assert outcome.status is Status.FAILED
+    assert dict(hanging.spans()["classify"].attributes or {})["error.type"] == "timeout"
 
 
 async def test_a_broken_provider_is_a_failed_rung(caplog: pytest.LogCaptureFixture) -> None:
@@ -773,6 +809,23 @@ async def test_a_classifiers_question_ends_with_the_requests_deadline() -> None:
     (call,) = outcome.classifier_calls
     assert call.cost.source is Source.ESTIMATED
     assert outcome.cost_nanos == call.cost.nanos == asking.books.entries[0].cost.nanos
+
+
+async def test_a_classifier_that_fails_stands_on_the_span_of_its_stage() -> None:
+    """What it was passed over for is the error of the ``classify`` span; the request is none the worse in its own."""
+
+    class Broken:
+        async def classify(self, task: Task) -> Classification:
+            raise KeyError(task.text)
+
+    broken = rig("fine", classifier=Chain([Broken()]))
+    outcome = await broken.router.route(Task.chat("hush"))
+    assert outcome.status is Status.ANSWERED
+    told = {name: dict(span.attributes or {}) for name, span in broken.spans().items()}
+    assert told["classify"]["error.type"] == "KeyError"
+    assert told["classify"]["tracerouter.label"] == "other"
+    assert "error.type" not in told["route"]
+    assert "hush" not in str(told)
 
 
 async def test_a_risks_evidence_stands_on_the_span_of_its_stage() -> None:

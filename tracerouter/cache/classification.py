@@ -36,7 +36,7 @@ class CachedClassifier:
         if known is not None and known[1] > time.monotonic():
             return known[0]
         found = await self._inner.classify(task)
-        if found.partial:  # what failed may know the next time
+        if found.failed:  # what failed may know the next time
             return found
         self._known.insert(key, (replace(found, cached=True), time.monotonic() + self._ttl))
         return found

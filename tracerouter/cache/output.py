@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from tracerouter.cache import values
 from tracerouter.cache.flight import PATIENCE, End, Flight, Flights
 from tracerouter.cache.values import Value, pack, unpack
 from tracerouter.errors import StoreUnavailable
@@ -96,6 +97,16 @@ class OutputCache:
                 return near
             flight = self.flights.lead(key, leader)
         return near if self._shared is None else await self._far(self._shared, asked, near, flight)
+
+    async def at_hand(self, key: str, freshness: Freshness) -> bool:
+        """Return whether a look-up would find an answer near, and wait for nothing; False where that takes thought."""
+        if freshness.max_age is not None or freshness.label is not None:
+            return False
+        try:
+            raw = await self._backend.get(key)
+        except Exception:  # noqa: BLE001 - the look-up will tell
+            return False
+        return raw is not None and values.fresh(raw, time.time())
 
     async def keep(self, key: str, completion: Completion, ttl: float, alias: str | None = None) -> None:
         """Keep an answer for `ttl` seconds and give it to those who wait; `alias` is the model that gave it."""

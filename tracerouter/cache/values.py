@@ -46,6 +46,11 @@ class Value(NamedTuple):
         return now < self.expires_at and now - self.kept_at <= oldest
 
 
+def fresh(raw: bytes, now: float) -> bool:
+    """Return whether a value has not expired at `now` (Unix seconds), from its head alone."""
+    return len(raw) > HEAD.size and raw[0] == FORMAT and now < HEAD.unpack_from(raw)[3]
+
+
 def pack(value: Value) -> bytes:
     """Write a value.
 

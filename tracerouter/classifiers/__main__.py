@@ -64,12 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measured(asked: argparse.Namespace) -> dict[str, Any]:
-    from tracerouter.classifiers.train import FOLDS, reliability, reliability_on  # noqa: PLC0415 - extra `embeddings`
+    from tracerouter.classifiers.train import folds_of, reliability, reliability_on  # noqa: PLC0415 - extra `embeddings`
 
     encoder = _KINDS[asked.classifier].encoder()
     if asked.train is None:
         examples = read_examples([STARTER, *asked.folders])
-        found, how = reliability(examples, encoder), f"{FOLDS}-fold cross-validation"
+        found, how = reliability(examples, encoder), f"{folds_of(examples)}-fold cross-validation"
     else:
         examples, texts = _rows(asked.train, asked.per_label), _rows(asked.test)
         unknown = texts.keys() - examples.keys()

@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tracerouter.errors import ProviderError
 from tracerouter.types import Classification
 
 if TYPE_CHECKING:
@@ -37,18 +38,18 @@ class Chain:
         """Return the answer that stands; an abstaining one when nobody could answer."""
         best = Classification()
         risks: frozenset[str] = frozenset()
-        partial = False
+        failed = ""
         for classifier in self._classifiers:
             try:
                 found = await classifier.classify(task)
             except Exception as error:  # noqa: BLE001 - whatever it is, the next one may still know
                 # neither message nor traceback: both may quote the prompt
                 _log.warning("%s failed with %s", type(classifier).__name__, type(error).__name__)
-                partial = True
+                failed = error.reason if isinstance(error, ProviderError) else type(error).__name__
                 continue
             risks |= found.risks
             if found.confidence >= best.confidence:
                 best = found
             if found.confidence >= self._sure:
                 return replace(best, risks=risks)  # good enough to be remembered, whoever failed before
-        return replace(best, risks=risks, partial=partial)
+        return replace(best, risks=risks, failed=failed)

@@ -46,14 +46,14 @@ class ExamplesClassifier:
         return cls(_load(cls.shipped))
 
     @classmethod
-    def trained(cls, folder: Path | Sequence[Path], cache: Path | None = None) -> Self:
-        """Train on the starter taxonomy and the examples in `folder`, or take the result from the cache.
+    def trained(cls, folders: Sequence[Path], cache: Path | None = None) -> Self:
+        """Train on the starter taxonomy and the examples in `folders`, or take the result from the cache.
 
         A file with a starter label's name extends that label, a new name adds a label. Training blocks for
         some seconds, so do it at start.
 
         Args:
-            folder: One folder or several, each with a text file for every label.
+            folders: Each with a text file for every label.
             cache: Where weights are kept by a digest of their examples. None: ``tracerouter`` under
                 ``$XDG_CACHE_HOME`` or ``~/.cache``.
 
@@ -61,7 +61,7 @@ class ExamplesClassifier:
             ConfigError: What :func:`~tracerouter.classifiers.corpus.read_examples` finds wrong with the
                 files, or scikit-learn, which trains, is not installed.
         """
-        examples = read_examples([STARTER, *([folder] if isinstance(folder, Path) else folder)])
+        examples = read_examples([STARTER, *folders])
         kept = (cache or _user_cache()) / f"{cls.name}-{digest(examples)}.npz"
         if kept.exists():
             try:
@@ -79,16 +79,6 @@ class ExamplesClassifier:
         except OSError as error:
             _log.warning("%s can't be kept, so the next start trains again: %s", kept, error.strerror)
         return cls(weights)
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The labels that it can tell apart, ``other`` among them."""
-        return self._weights.labels
-
-    @property
-    def temperature(self) -> float:
-        """What the scores are divided by for calibration (Guo et al. 2017)."""
-        return self._weights.temperature
 
     @property
     def version(self) -> str:

@@ -36,7 +36,7 @@ SURE = 0.7
 """The confidence from which the table counts a label as sure: the default of policies and chains."""
 
 _STRENGTH = 10.0  # inverse of the L2 penalty; 3, 10 and 30 cross-validate alike
-FOLDS = 10
+_FOLDS = 10
 _BINS = 10
 _RESAMPLES = 1000
 _SEED = 0
@@ -77,16 +77,21 @@ def fit(examples: Examples, reader: Encoder) -> Weights:
 
 
 def reliability(examples: Examples, reader: Encoder) -> Reliability:
-    """Train and calibrate on nine tenths and look at the tenth, for each tenth.
+    """Train and calibrate on all parts but one and look at that, for each of :func:`folds_of` parts.
 
     The examples are those that the features and the penalty were chosen on, so what is new may fare worse.
     """
     features, truth, _ = _features(examples, reader)
     chances = np.zeros((len(truth), len(examples)))
-    for train, test in _folds(FOLDS).split(features, truth):
+    for train, test in _folds(folds_of(examples)).split(features, truth):
         model, temperature = _fit(features[train], truth[train])
         chances[test] = softmax(model.decision_function(features[test]) / temperature, axis=1)
     return _judged(tuple(examples), truth, chances.argmax(axis=1), chances.max(axis=1))
+
+
+def folds_of(examples: Examples) -> int:
+    """Return into how many parts examples are cut: ten, or as many as the smallest label has, so that each has some."""
+    return min(_FOLDS, *(len(texts) for texts in examples.values()))
 
 
 def reliability_on(texts: Examples, examples: Examples, reader: Encoder) -> Reliability:

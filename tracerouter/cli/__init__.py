@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from tracerouter.cli import cache, demo, explain, policy, serve, trace
+from tracerouter.cli import cache, demo, explain, policy, quota, review, serve, trace
 from tracerouter.errors import TracerouterError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"tracerouter {version('tracerouter')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, serve, explain, trace, policy, cache):
+    for module in (demo, serve, explain, trace, quota, review, policy, cache):
         module.add(commands)
     asked = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")

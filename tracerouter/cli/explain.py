@@ -51,10 +51,12 @@ def run(asked: argparse.Namespace) -> int:
         f"threshold  {told['threshold']:.2f}\n"
         f"reason     {told['reason']}\n"
         f"ladder     {ladder}\n"
+        f"review     {told['review'] or 'no'}\n"
         f"policy     {told['policy']}\n"
         f"validate   {', '.join(told['validate']) or 'nothing'}\n"
         f"cache      {'kept for %g s' % told['cache_ttl'] if told['cache_ttl'] else 'never'}\n"  # noqa: UP031 - %g drops the .0
         f"tokens     {told['input_tokens']} in, at most {told['max_output_tokens']} out\n"
+        f"limits     {', '.join(told['limits']) or 'none'}\n"
     )
     for alias in told["not_asked"]:
         sys.stdout.write(f"not asked  {alias}, which classifies what the others are not sure of\n")
@@ -69,6 +71,8 @@ async def _explain(built: Deployment, task: Task) -> dict[str, Any]:
     finally:
         await built.router.close()
     tokens, limit = count_request(task.body), decision.rules.max_output_tokens
+    policy = built.router.policy
+    limits = {one.name: None for rung in decision.rungs for one in policy.limits_of(task.caller, rung.role)}
     return {
         "task": found.label,
         "confidence": found.confidence,
@@ -82,11 +86,13 @@ async def _explain(built: Deployment, task: Task) -> dict[str, Any]:
             {"model": rung.alias, "role": rung.role, "most": _most(built, rung.alias, tokens, limit)}
             for rung in decision.rungs
         ],
+        "review": decision.review,
         "policy": decision.policy,
         "validate": [str(one) for one in decision.rules.validate],
         "cache_ttl": decision.rules.cache_ttl,
         "input_tokens": tokens,
         "max_output_tokens": limit,
+        "limits": [*limits],
     }
 
 

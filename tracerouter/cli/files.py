@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
 from tracerouter import config
+from tracerouter import policy as policies
 from tracerouter.errors import ConfigError
 from tracerouter.policy.file import read
 from tracerouter.providers.local import check_installed
 from tracerouter.providers.weights import weights
-from tracerouter.store import RedisStore, SqliteStore
+from tracerouter.quota import QuotaState, SqliteLedger
+from tracerouter.store import RedisItems, RedisStore, SqliteItems, SqliteStore
 from tracerouter.store.redis import SCHEMES
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from tracerouter.policy import Policy
+    from tracerouter.store import Items
 
 
 class _StoreOnly(BaseModel):
@@ -27,6 +34,13 @@ class _StoreOnly(BaseModel):
     model_config = ConfigDict(extra="ignore")
     store: str = "sqlite:///tracerouter.db"
     journal: Path = config.JOURNAL
+
+
+class _PolicyOnly(BaseModel):
+    """Of ``tracerouter.yaml``, where the policy is."""
+
+    model_config = ConfigDict(extra="ignore")
+    policy: Path
 
 
 HERE = Path("tracerouter.yaml")
@@ -88,6 +102,22 @@ def store(path: Path | None, say: Callable[[str], object]) -> SqliteStore:
     return SqliteStore(found)
 
 
+@contextmanager
+def quotas(path: Path | None, say: Callable[[str], object]) -> Iterator[tuple[QuotaState, Policy]]:
+    """Open the ledger that the file names, beside its policy's limits; `say` is told if they are the demo's.
+
+    Raises:
+        ConfigError: There is no store yet, or the policy is wrong.
+    """
+    kept = store(path, say)
+    try:
+        where = PACKAGED / "demo.yaml" if _is_demo(path) else path or HERE
+        policy = policies.load(where.parent / read(where, _PolicyOnly, variables={"policy"}).policy)
+        yield QuotaState(SqliteLedger(kept, policy.timezone), policy), policy
+    finally:
+        kept.close()
+
+
 def redis_store(path: Path | None) -> RedisStore | None:
     """Return the Redis that the file names as its store, if it does.
 
@@ -98,6 +128,27 @@ def redis_store(path: Path | None) -> RedisStore | None:
         return None
     written = read(path or HERE, _StoreOnly, variables={"store", "journal"})
     return RedisStore(written.store) if written.store.startswith(SCHEMES) else None
+
+
+@asynccontextmanager
+async def items(path: Path | None, say: Callable[[str], object]) -> AsyncIterator[Items]:
+    """Open the items of the store that the file names: those that every replica shares.
+
+    Raises:
+        ConfigError: There is none yet.
+    """
+    shared = redis_store(path)
+    if shared is not None:
+        try:
+            yield RedisItems(shared)
+        finally:
+            await shared.close()
+        return
+    kept = store(path, say)
+    try:
+        yield SqliteItems(kept)
+    finally:
+        await asyncio.to_thread(kept.close)
 
 
 def demo_store() -> SqliteStore:

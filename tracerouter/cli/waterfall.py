@@ -28,7 +28,8 @@ def render(row: Mapping[str, Any], timeline: Sequence[Mapping[str, Any]] | None)
     if timeline is None:
         cache = row.get("cache_status", "not asked")
         lines += ["", f"its trace was not kept; cache {cache}, overhead {row['overhead_ms']:.1f} ms"]
-        lines += [f"  {tried['role']} {tried['model']}: {_attempt(tried)}" for tried in row.get("attempts") or ()]
+        asked = [*(row.get("classifier_calls") or ()), *(row.get("attempts") or ())]
+        lines += [f"  {tried['role']} {tried['model']}: {_attempt(tried)}" for tried in asked]
     else:
         lines += ["", *_stages(row, timeline)]
     return "\n".join(lines)
@@ -88,7 +89,7 @@ def _detail(note: Mapping[str, Any]) -> str:
     if names.CACHE_STATUS in told and note["name"] == "cache":
         parts.append(told[names.CACHE_STATUS])
         parts += [f"waited for trace {one}" for one in note.get("links", ())]
-    if note["name"] == "classify":
+    if note["name"] == "classify" and names.LABEL in told:  # the caller may have left before there was one
         parts.append(f"{told[names.LABEL]} {told[names.CONFIDENCE]:.2f}")
         parts += [f"risks {', '.join(told[names.RISKS])}"] if names.RISKS in told else []
         parts += [
@@ -98,6 +99,8 @@ def _detail(note: Mapping[str, Any]) -> str:
         ]
     if names.FALLBACK_REASON in told and note["name"] == "fallback":
         parts.append(f"{told[names.FALLBACK_FROM]} → {told[names.FALLBACK_TO]}: {told[names.FALLBACK_REASON]}")
+    if names.REVIEW_ID in told and note["name"] == "review":
+        parts.append(told[names.REVIEW_ID])
     if note["name"] == "validate":
         parts.append(told[names.VALIDATION_STATUS])
         parts += told.get(names.VALIDATION_FAILURES, ())

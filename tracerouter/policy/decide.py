@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from tracerouter.types import Decision, Reason, Role, Rung
+from tracerouter.types import Decision, Reason, Review, Role, Rung
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,6 +70,7 @@ class _Resolved(NamedTuple):
         return Reason.CONFIDENT
 
 
+_UNSURE: Final = (Reason.ABSTAINED, Reason.RISK, Reason.LOW_CONFIDENCE)
 _STANDINGS: Final = (Reason.TOO_LONG, Reason.ABSTAINED, Reason.RISK, Reason.LOW_CONFIDENCE, Reason.CONFIDENT)
 
 
@@ -87,14 +88,13 @@ def _resolve(
     forced = _forced(classification, policy, rule, tier)
 
     def decision(standing: Reason) -> Decision:
-        start, reason = forced or (own[0] if standing is Reason.CONFIDENT else None, standing)
+        review, cause = _review(classification, policy, rule, standing)
+        sure = standing is Reason.CONFIDENT or (review is Review.DRAFT and standing is not Reason.TOO_LONG)
+        start, reason = forced or (own[0] if sure else None, standing)
         rungs: tuple[Rung, ...] = ()
         if pinned:
             reason = Reason.NOT_ALLOWED if bound and not {*pinned} <= {*bound} else Reason.PINNED
-            if reason is Reason.PINNED:
-                is_last = len(ladder) > 1 and pinned[0] == ladder[-1]
-                first = Rung(pinned[0], Role.EXPENSIVE if is_last else Role.CHEAP)
-                rungs = (first, *(Rung(alias, Role.FALLBACK) for alias in pinned[1:]))
+            rungs = _pinned(pinned, ladder) if reason is Reason.PINNED else ()
         elif not ladder:
             reason = Reason.NO_RUNG_LEFT
         else:
@@ -106,7 +106,12 @@ def _resolve(
                 later = (alias for alias in own[own.index(start) :] if alias in ladder)
                 start, reason = next(later, ladder[-1]), Reason.UNSUPPORTED
             rungs = _rungs(ladder, start)
-        return Decision(rungs, reason, classification.label, threshold, rules, policy.id)
+        if not rungs:
+            review = None
+        held = rules
+        if review is Review.DRAFT:
+            reason, held = cause, replace(rules, cache_ttl=None)  # a draft is for nobody else
+        return Decision(rungs, reason, classification.label, threshold, held, policy.id, review=review)
 
     decisions = {standing: decision(standing) for standing in _STANDINGS}
     return _Resolved(threshold, rule.threshold, rule.max_input_tokens, decisions)
@@ -131,6 +136,28 @@ def _forced(
     if classification.risks and tier and tier.on_risk:
         return tier.on_risk.start, Reason.RISK
     return None
+
+
+def _review(
+    classification: Classification, policy: Policy, rule: TaskRule, standing: Reason
+) -> tuple[Review | None, Reason]:
+    """Return how a person comes in, in the strictest of the ways that apply, and why."""
+    risks = (policy.risks[risk].review for risk in classification.risks if risk in policy.risks)
+    found: list[tuple[str | None, Reason]] = [*((how, Reason.RISK) for how in risks), (rule.review, Reason.FORCED_TASK)]
+    if standing in _UNSURE:
+        found.append((policy.review.low_confidence, standing))
+    for how in (Review.DRAFT, Review.AFTER_LADDER):
+        for one, why in found:
+            if one == how:
+                return how, why
+    return None, standing
+
+
+def _pinned(pinned: tuple[str, ...], ladder: tuple[str, ...]) -> tuple[Rung, ...]:
+    """Give each rung that the caller asks for by name its role."""
+    is_last = len(ladder) > 1 and pinned[0] == ladder[-1]
+    first = Rung(pinned[0], Role.EXPENSIVE if is_last else Role.CHEAP)
+    return (first, *(Rung(alias, Role.FALLBACK) for alias in pinned[1:]))
 
 
 def _rungs(ladder: tuple[str, ...], start: str) -> tuple[Rung, ...]:

@@ -24,7 +24,7 @@ _MARKED = re.compile("\ue000([A-Za-z0-9_]+)\ue001")
 
 _FOR_EVER = 1e9
 
-_NEVER_SHOWN = "api_key"
+_NEVER_SHOWN = frozenset({"api_key", "secret"})
 _SHOWN = 60
 """Characters of a wrong value that an error shows."""
 
@@ -186,18 +186,24 @@ def _sentence(path: Path, written: Any, lines: dict[tuple[Any, ...], int], probl
             found = found[part]
     if problem["loc"][-1:] == ("[key]",):
         found = problem["input"]
-    what = _what(problem, context, "(not shown)" if _NEVER_SHOWN in where else _shown(found))
+    what = _what(problem, context, "(not shown)" if _NEVER_SHOWN.intersection(map(str, where)) else _shown(found))
     if (*where, context.get("key")) in lines:
         where = (*where, context["key"])
     name = ".".join(str(part) for part in (*where, *missing))
     return f"{path}:{lines.get(where, 1)}: {name or 'the file'}: {what}"
 
 
+_WHOLE_SENTENCES = frozenset(
+    {"unknown_key", "not_a_mapping", "duration", "not_yet", "not_known", "twice", "pattern", "limit", "zone", "order"}
+)
+"""Errors of ours that say what was found."""
+
+
 def _what(problem: dict[str, Any], context: dict[str, Any], found: str) -> str:
     kind, message = problem["type"], str(problem["msg"])
     if kind == "missing":
         return "is missing"
-    if kind in {"unknown_key", "not_a_mapping", "duration", "not_yet", "not_known", "twice", "pattern"}:
+    if kind in _WHOLE_SENTENCES:
         return message.replace(str(context["found"]), found) if "found" in context else message
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", str(context.get("expected", "")))

@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError
 from tracerouter.errors import ConfigError, nearest
 from tracerouter.policy.file import NotYet, Seconds, Written, read, seconds
 from tracerouter.policy.patterns import BoundedPattern
-from tracerouter.types import NANOS, Limit, Role, Rules, Wanted
+from tracerouter.types import NANOS, Limit, Review, Role, Rules, Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Tokens = Annotated[int, Field(ge=1)]
+ReviewHow = Literal["draft", "after_ladder"]
 Risk = Literal["pii", "legal", "financial", "medical", "security", "user_facing"]
 
 
@@ -196,6 +197,7 @@ class TaskPolicy(Written):
     )
     prompt: Path | None = Field(default=None, description="A text file: instructions put before the messages")
     schema_file: Path | None = Field(default=None, alias="schema", description="A JSON Schema file for the answer")
+    review: ReviewHow | None = Field(default=None, description="When a person decides on the answer")
 
 
 class RiskPolicy(Written):
@@ -207,7 +209,29 @@ class RiskPolicy(Written):
     tasks: list[str] = Field(default=[], description="Labels that raise this risk, too")
     detect: bool = Field(default=True, description="Whether the packaged detection looks for it")
     cache: Annotated[TaskCache | None, BeforeValidator(_never, json_schema_input_type=Literal["never"])] = None
-    review: NotYet = None
+    review: ReviewHow | None = Field(default=None, description="When a person decides on the answer")
+
+
+class ReviewPolicy(Written):
+    """When a person decides on an answer, besides by task and by risk, and how long that may take."""
+
+    low_confidence: ReviewHow | None = Field(default=None, description="Where the classifier is not sure enough")
+    expires: Annotated[Seconds, Field(ge=1)] = Field(
+        default=86_400.0, description="A request that nobody decided on by then has no answer; its text is deleted"
+    )
+    lease: Annotated[Seconds, Field(ge=1)] = Field(
+        default=600.0, description="How long a review is its reviewer's alone, once it is claimed"
+    )
+    history: Annotated[Seconds, Field(ge=1)] = Field(
+        default=2_592_000.0, description="How long it is known who did what when, without prompt and answer"
+    )
+
+    @model_validator(mode="after")
+    def _is_history_longer(self) -> Self:
+        if self.history < 2 * self.expires:
+            msg = "should be at least twice as long as `expires`: an answer is kept for as long again"
+            raise PydanticCustomError("not_known", msg, {"key": "history"})
+        return self
 
 
 class OnRisk(Written):
@@ -224,6 +248,7 @@ class TierPolicy(Written):
     on_risk: OnRisk | None = None
 
 
+_RATE: Final = re.compile(r"([1-9]\d*) *(requests|tokens) */ *(second|minute|hour)")
 _LIMIT: Final = re.compile(r"(\d+(?:\.\d{1,9})?) *(USD|requests|tokens) */ *(day|month)")
 _UNITS: Final = {"USD": "cost_nanos", "requests": "requests", "tokens": "tokens"}
 
@@ -247,7 +272,16 @@ def _amount(found: object) -> Amount:
     return Amount(f"{number} {unit}/{period}", _UNITS[unit], amount, period)
 
 
-Action = Literal["downgrade", "shorten", "stale", "refuse"]
+def _rate(found: object) -> Amount:
+    match = _RATE.fullmatch(found.strip()) if isinstance(found, str) else None
+    if match is None:
+        msg = "found {found}, but a rate such as 60 requests/minute or 100000 tokens/minute belongs here"
+        raise PydanticCustomError("limit", msg, {"found": repr(found)})
+    number, unit, period = match.groups()
+    return Amount(f"{number} {unit}/{period}", unit, int(number), period)
+
+
+Action = Literal["downgrade", "shorten", "confirm", "queue", "stale", "refuse"]
 Denial = Literal["accept", "stale", "refuse"]
 
 
@@ -261,17 +295,38 @@ def _zone(found: str) -> str:
     return found
 
 
-class QuotaOf(Written):
-    """What may be spent in a day or a month, and what is done when that is reached."""
+class AnyLimit(Written):
+    """What every limit takes."""
 
     name: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9 _./-]{0,63}$",
         description="How it is called; as it is written, if absent",
     )
-    per: Literal["tenant", "team", "user"] = Field(description="Whose spend is summed; always within one tenant")
     tier: str | None = Field(default=None, description="The callers that it holds for; all, if absent")
     tenant: str | None = Field(default=None, description="The one tenant that it holds for; all, if absent")
+
+
+class RateOf(AnyLimit):
+    """How fast callers may ask."""
+
+    per: Literal["key", "tenant", "user"] = Field(default="key", description="Whose requests are counted together")
+    limit: Annotated[Amount, BeforeValidator(_rate, json_schema_input_type=str)] = Field(
+        description="Such as 60 requests/minute, 100000 tokens/minute, 5 requests/second"
+    )
+
+    @property
+    def resolved(self) -> Limit:
+        """Itself, as it is kept."""
+        written, unit, amount, period = self.limit
+        name = self.name or " ".join(part for part in (self.tenant, self.tier, self.per, written) if part is not None)
+        return Limit(name, self.per, unit, amount, period, tier=self.tier, tenant=self.tenant)
+
+
+class QuotaOf(AnyLimit):
+    """What may be spent in a day or a month, and what is done when that is reached."""
+
+    per: Literal["tenant", "team", "user"] = Field(description="Whose spend is summed; always within one tenant")
     role: Literal["cheap", "expensive", "fallback"] | None = Field(
         default=None, description="The attempts that count, fallbacks as expensive ones, too; all, if absent"
     )
@@ -339,10 +394,12 @@ class PolicyFile(Written):
     tasks: dict[str, TaskPolicy] = {}
     risks: dict[Risk, RiskPolicy] = {}
     tiers: dict[str, TierPolicy] = {}
+    review: ReviewPolicy = ReviewPolicy()
     windows: NotYet = None
     timezone: Annotated[str, AfterValidator(_zone)] = Field(
         default="UTC", description="IANA name of the zone whose midnight ends a day and a month"
     )
+    rates: list[RateOf] = Field(default=[], description="How fast callers may ask")
     quotas: list[QuotaOf] = Field(default=[], description="What callers may spend")
     without_ledger: WithoutLedger = WithoutLedger()
     storm: NotYet = None
@@ -373,15 +430,16 @@ class PolicyFile(Written):
     def _limits_have_names_of_their_own(self) -> Self:
         known = {*self.tiers}
         names: set[str] = set()
-        for at, quota in enumerate(self.quotas):
-            if quota.tier is not None and quota.tier not in known:
-                msg = "quotas.{at}.tier: {tier} is none of the policy's `tiers`{nearest}"
-                told = {"at": at, "tier": repr(quota.tier), "nearest": nearest(quota.tier, known), "key": "quotas"}
+        limits: list[tuple[str, int, QuotaOf | RateOf]] = [("quotas", at, one) for at, one in enumerate(self.quotas)]
+        for key, at, limit in [*limits, *(("rates", at, one) for at, one in enumerate(self.rates))]:
+            if limit.tier is not None and limit.tier not in known:
+                msg = "{key}.{at}.tier: {tier} is none of the policy's `tiers`{nearest}"
+                told = {"at": at, "tier": repr(limit.tier), "nearest": nearest(limit.tier, known), "key": key}
                 raise PydanticCustomError("not_known", msg, told)
-            name = quota.resolved.name
+            name = limit.resolved.name
             if name in names:
-                msg = "quotas.{at}: another one is called {name}, too; give one of them a `name` of its own"
-                raise PydanticCustomError("twice", msg, {"at": at, "name": repr(name), "key": "quotas"})
+                msg = "{key}.{at}: another one is called {name}, too; give one of them a `name` of its own"
+                raise PydanticCustomError("twice", msg, {"at": at, "name": repr(name), "key": key})
             names.add(name)
         return self
 
@@ -434,6 +492,7 @@ class TaskRule:
     start: str | None
     max_input_tokens: int | None
     rules: Rules
+    review: Review | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -458,12 +517,14 @@ class Policy:
     """Those that a caller may ask for by name."""
     embeddings: tuple[str, ...]
     """The models that a request for embeddings may name, whatever the tier."""
+    rates: tuple[Limit, ...]
     limits: tuple[Limit, ...]
     without_ledger: WithoutLedger
     timezone: str
     """IANA name of the zone whose midnight ends a day and a month."""
     max_choices: int
     """The most ``n`` that is taken."""
+    review: ReviewPolicy
     source: str
     """The file it was read from."""
     salt: str = field(repr=False)
@@ -493,6 +554,9 @@ class Policy:
         ]
         if normal not in (None, Normal()):
             changing.append(normal)  # what was taken for one question before may be two now
+        drafts = sorted(where for where, how in _reviews(written) if how is Review.DRAFT)
+        if drafts:
+            changing.append(drafts)  # a person's answer, and not the one that was given before without asking one
         salt = blake2b(orjson.dumps(changing, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
         return cls(
             name=written.name,
@@ -508,10 +572,12 @@ class Policy:
             label_patterns={label: tuple(task.match) for label, task in written.tasks.items() if task.match},
             ladders={name: tuple(ladder) for name, ladder in written.ladders.items()},
             embeddings=tuple(written.embeddings),
+            rates=tuple(rate.resolved for rate in written.rates),
             limits=tuple(quota.resolved for quota in written.quotas),
             without_ledger=written.without_ledger,
             timezone=written.timezone,
             max_choices=written.max_choices,
+            review=written.review,
             source=source,
             salt=salt,
         )
@@ -539,10 +605,30 @@ class Policy:
         """Return the limits that must have room for what `caller` asks in `role`."""
         return tuple(limit for limit in self.limits if limit.holds_for(caller, role)) if self.limits else ()
 
+    def rates_of(self, caller: Caller) -> tuple[Limit, ...]:
+        """Return the rates that bound how fast `caller` may ask."""
+        return tuple(rate for rate in self.rates if rate.concerns(caller)) if self.rates else ()
+
+    @property
+    def actions(self) -> dict[str, str]:
+        """What is done where a limit is reached: each action, and the place where it is named first."""
+        found: dict[str, str] = {}
+        for at, limit in enumerate(self.limits):
+            for action in limit.then:
+                found.setdefault(action, f"quotas.{at}.then")
+        return found
+
     @property
     def caches(self) -> bool:
         """Whether any answer is ever kept."""
         return any(rule.rules.cache_ttl for rule in (self.default, *self.tasks.values()))
+
+    @property
+    def reviews(self) -> set[Review]:
+        """In which ways a person may come in."""
+        by_risk = {risk.review for risk in self.risks.values()}
+        by_task = {rule.review for rule in self.tasks.values()}
+        return {Review(how) for how in (*by_risk, *by_task, self.review.low_confidence) if how}
 
     @property
     def validators(self) -> set[str | Wanted]:
@@ -613,7 +699,18 @@ def _rule(written: PolicyFile, task: TaskPolicy, folder: Path) -> TaskRule:
             max_output_tokens=task.max_output_tokens or written.max_output_tokens,
             cache_ttl=ttl,
         ),
+        review=Review(task.review) if task.review else None,
     )
+
+
+def _reviews(written: PolicyFile) -> Iterator[tuple[str, Review]]:
+    """Yield each way in which a person comes in, after the place that says so."""
+    places: dict[str, ReviewHow | None] = {f"tasks.{label}": task.review for label, task in written.tasks.items()}
+    places |= {f"risks.{name}": risk.review for name, risk in written.risks.items()}
+    places["review.low_confidence"] = written.review.low_confidence
+    for where, how in places.items():
+        if how is not None:
+            yield where, Review(how)
 
 
 def _text(path: Path) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from tracerouter.errors import AnswerLost, RequestRejected
-from tracerouter.providers.http import Answer, Events, are_counts, are_objects, decoded, demand, posted
+from tracerouter.providers.http import are_counts, are_objects, decoded, demand, posted, streamed
+from tracerouter.providers.images import image_tokens
 from tracerouter.providers.messages import translated
 from tracerouter.types import Completion, Usage
 
@@ -48,6 +48,9 @@ class AnthropicProvider:
         session: Returns the HTTP session to use. It is not closed here.
     """
 
+    max_choices = 1
+    image_tokens = staticmethod(image_tokens)
+
     def __init__(self, base_url: str, api_key: str | None, session: Callable[[], aiohttp.ClientSession]) -> None:
         self._url = f"{base_url.rstrip('/')}/v1/messages"
         self._headers = {"anthropic-version": VERSION} | ({} if api_key is None else {"x-api-key": api_key})
@@ -80,8 +83,8 @@ class AnthropicProvider:
         body = request.body if sink is None else {**request.body, "stream": True}
         async with posted(self._session(), self._url, body, {**headers, **self._headers}, meter) as answer:
             if sink is None or answer.is_json:  # errors come plain
-                return _plain(await answer.whole(), request.answer_tool, meter)
-            return await _streamed(answer, request.answer_tool, meter, sink)
+                return plain(await answer.whole(), meter, request.answer_tool)
+            return await streamed(answer, Stream(meter, request.answer_tool), sink)
 
 
 def _turned_down(request: Translated, error: RequestRejected) -> str | None:
@@ -124,7 +127,17 @@ def _block(told: Mapping[str, Any]) -> _Block:
     return _Block(str(kind), *texts)
 
 
-def _plain(raw: bytes, answer_tool: str | None, meter: Meter) -> Completion:
+def plain(raw: bytes, meter: Meter, answer_tool: str | None = None) -> Completion:
+    """Read a whole answer; `meter` is told of its usage and its output.
+
+    Args:
+        raw: The answer.
+        meter: Of its call.
+        answer_tool: The tool whose input is the answer, if there is one.
+
+    Raises:
+        ProviderError: It is none.
+    """
     message = decoded(raw)
     demand(are_objects(message.get("content")), "has no list of blocks")
     blocks = [_whole(told) for told in message["content"]]
@@ -146,48 +159,54 @@ def _whole(told: Mapping[str, Any]) -> _Block:
     return _Block(block.kind, block.id, block.name, [text])
 
 
-async def _streamed(answer: Answer, answer_tool: str | None, meter: Meter, sink: Sink) -> Completion:
-    stream = _Stream(answer_tool, meter)
-    async for data in Events(answer):
-        event = decoded(data)
-        if event.get("type") == "message_stop":
-            stream.ended = True
-            break
-        for delta in stream.take(event):
-            if meter.first_chunk_ns is None:
-                meter.first_chunk_ns = time.perf_counter_ns()
-                delta["role"] = "assistant"
-            choice = {"index": 0, "delta": delta, "finish_reason": None}
-            await sink({**stream.identity, "object": "chat.completion.chunk", "choices": [choice]})
-    if not stream.ended and stream.message.get("stop_reason") is None:
-        msg = "the stream ended before the answer did"
-        raise AnswerLost(msg)
-    await answer.drain()
-    blocks = [stream.blocks[index] for index in sorted(stream.blocks)]
-    return _completion(stream.message, blocks, _usage(stream.usage), answer_tool)
+class Stream:
+    """An answer that is arriving, event by event; `meter` is told of its usage and its output.
 
+    Args:
+        meter: Of its call.
+        answer_tool: The tool whose input is the answer, if there is one.
+    """
 
-class _Stream:
-    """An answer that is arriving, event by event."""
-
-    def __init__(self, answer_tool: str | None, meter: Meter) -> None:
+    def __init__(self, meter: Meter, answer_tool: str | None = None) -> None:
+        self.meter = meter
         self._answer_tool = answer_tool
-        self._meter = meter
-        self.message: dict[str, Any] = {}
-        self.blocks: dict[int, _Block] = {}
-        self.usage: dict[str, Any] = {}
+        self._message: dict[str, Any] = {}
+        self._blocks: dict[int, _Block] = {}
+        self._usage: dict[str, Any] = {}
+        self._opened = False
         self.ended = False
+        """Whether the server has said that this was all."""
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        return _identity(self.message)
+    def take(self, data: bytes) -> Iterator[dict[str, Any]]:
+        """Take an event's data; return what it adds to the answer, as OpenAI's chunks.
 
-    def take(self, event: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Take an event; return what it adds to the answer, as OpenAI's deltas. Unknown events are no mistake."""
+        Raises:
+            ProviderError: It is no event of an answer, or tells of an error.
+        """
+        for delta in self._deltas(decoded(data)):
+            if not self._opened:
+                self._opened, delta["role"] = True, "assistant"
+            choice = {"index": 0, "delta": delta, "finish_reason": None}
+            yield {**_identity(self._message), "object": "chat.completion.chunk", "choices": [choice]}
+
+    def completion(self) -> Completion:
+        """Return the answer as if it had come whole.
+
+        Raises:
+            AnswerLost: It ended too early.
+        """
+        if not self.ended and self._message.get("stop_reason") is None:
+            msg = "the stream ended before the answer did"
+            raise AnswerLost(msg)
+        blocks = [self._blocks[index] for index in sorted(self._blocks)]
+        return _completion(self._message, blocks, _usage(self._usage), self._answer_tool)
+
+    def _deltas(self, event: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Return what an event adds to the answer, as OpenAI's deltas. Unknown events are no mistake."""
         match event.get("type"):
             case "message_start":
-                self.message = _object(event, "message")
-                self._count(self.message)
+                self._message = _object(event, "message")
+                self._count(self._message)
             case "content_block_start":
                 yield from self._start(_index(event), _object(event, "content_block"))
             case "content_block_delta":
@@ -195,12 +214,14 @@ class _Stream:
             case "content_block_stop":
                 yield from self._stop(_index(event))
             case "message_delta":
-                self.message = {**self.message, **_object(event, "delta")}
+                self._message = {**self._message, **_object(event, "delta")}
                 self._count(event)
+            case "message_stop":
+                self.ended = True
 
     def _start(self, index: int, told: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        calls = sum(block.kind == "tool_use" for block in self.blocks.values())
-        block = self.blocks[index] = _block(told)
+        calls = sum(block.kind == "tool_use" for block in self._blocks.values())
+        block = self._blocks[index] = _block(told)
         block.index = calls
         if block.kind == "tool_use":
             if not self._is_answer(block):
@@ -210,20 +231,20 @@ class _Stream:
             yield from self._grow(index, {"type": f"{block.kind}_delta", block.kind: told[block.kind]})
 
     def _grow(self, index: int, delta: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        demand(index in self.blocks, "goes on with a block that it did not start")
+        demand(index in self._blocks, "goes on with a block that it did not start")
         kind = delta.get("type")
         if kind not in _TEXTS:
             return
-        text, block = delta.get(_TEXTS[kind]), self.blocks[index]
+        text, block = delta.get(_TEXTS[kind]), self._blocks[index]
         demand(isinstance(text, str), "has a text that is no text")
         if not text:
             return
         block.pieces.append(text)
-        self._meter.received(text)
+        self.meter.received(text)
         yield from self._told(block, text)
 
     def _stop(self, index: int) -> Iterator[dict[str, Any]]:
-        block = self.blocks.get(index)
+        block = self._blocks.get(index)
         if block is not None and block.kind == "tool_use" and not block.pieces:
             yield from self._told(block, "{}")
 
@@ -242,14 +263,14 @@ class _Stream:
         found = told.get("usage")
         if not isinstance(found, dict):
             return
-        self.usage |= {name: value for name, value in found.items() if value is not None}
-        usage = _usage(self.usage)
+        self._usage |= {name: value for name, value in found.items() if value is not None}
+        usage = _usage(self._usage)
         if usage is None:
             return
-        if self.message.get("stop_reason") is None:
-            self._meter.begun(usage)
+        if self._message.get("stop_reason") is None:
+            self.meter.begun(usage)
         else:
-            self._meter.reported(usage)
+            self.meter.reported(usage)
 
 
 def _completion(

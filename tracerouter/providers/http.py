@@ -25,7 +25,7 @@ from collections import deque
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import aiohttp
 import orjson
@@ -42,11 +42,12 @@ from tracerouter.errors import (
 from tracerouter.types import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 
     from aiohttp.abc import AbstractStreamWriter
 
-    from tracerouter.types import Meter
+    from tracerouter.protocols import Sink
+    from tracerouter.types import Completion, Meter
 
 MAX_ANSWER_BYTES = 10 * 1024 * 1024
 """The largest plain answer, and the longest line of a stream (bytes, decompressed)."""
@@ -229,6 +230,54 @@ class Events:
             self._ended = not piece
             self._ready.extend(self._parser.feed(piece) if piece else self._parser.end())
         return self._ready.popleft()
+
+
+class Stream(Protocol):
+    """Reads an answer of one API that is arriving, event by event."""
+
+    meter: Meter
+    ended: bool
+    """Whether the server has said that this was all."""
+
+    def take(self, data: bytes) -> Iterable[Mapping[str, Any]]:
+        """Take an event's data; return what it adds to the answer, as OpenAI's chunks.
+
+        Raises:
+            ProviderError: It is no event of an answer, or tells of an error.
+        """
+        ...
+
+    def completion(self) -> Completion:
+        """Return the answer as if it had come whole.
+
+        Raises:
+            AnswerLost: It ended too early, or is none.
+        """
+        ...
+
+
+async def streamed(answer: Answer, stream: Stream, sink: Sink) -> Completion:
+    """Read an answer's events to their end, and give the sink what it gets of them.
+
+    Raises:
+        ProviderError: There is no answer, or it broke off.
+    """
+    async for data in Events(answer):
+        for chunk in taken(stream, data):
+            await sink(chunk)
+        if stream.ended:
+            break
+    completion = stream.completion()
+    await answer.drain()
+    return completion
+
+
+def taken(stream: Stream, data: bytes) -> Iterator[Mapping[str, Any]]:
+    """Let `stream` take an event's data; the first content is timed."""
+    for chunk in stream.take(data):
+        if stream.meter.first_chunk_ns is None:
+            stream.meter.first_chunk_ns = time.perf_counter_ns()
+        yield chunk
 
 
 def decoded(raw: bytes) -> dict[str, Any]:

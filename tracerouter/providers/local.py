@@ -61,6 +61,8 @@ class LocalProvider:
         ConfigError: xllamacpp is not installed.
     """
 
+    max_choices = 1
+
     def __init__(self, weights: Path | None = None, *, threads: int = 1, context: int = 2048) -> None:
         check_installed()
         self._weights = weights

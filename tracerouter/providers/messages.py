@@ -77,9 +77,8 @@ def translated(body: Mapping[str, Any], turned_down: Collection[str] = ()) -> Tr
         named = wanted["json_schema"]
         schema = named.get("schema") or {}
         if tools or schema.get("type") != "object" or "tool_choice" in turned_down:
-            system.append(
-                _text(f"{_JSON.format('value')} It must be valid against this JSON Schema:\n{_written(schema)}")
-            )
+            written = orjson.dumps(schema).decode()
+            system.append(_text(f"{_JSON.format('value')} It must be valid against this JSON Schema:\n{written}"))
         else:
             name = named.get("name")
             answer_tool = name if isinstance(name, str) and _TOOL_NAME.fullmatch(name) else "answer"
@@ -137,7 +136,7 @@ def _blocks(message: Mapping[str, Any], where: str) -> Iterator[Block]:
         function = _object(call.get("function"), f"{at}.function")
         name = _string(function.get("name"), f"{at}.function.name")
         given = _string(function.get("arguments") or "{}", f"{at}.function.arguments")
-        yield {"type": "tool_use", "id": _id(call.get("id"), at), "name": name, "input": _arguments(given)}
+        yield {"type": "tool_use", "id": _id(call.get("id"), at), "name": name, "input": arguments(given)}
 
 
 def _parts(content: object, where: str) -> Iterator[Block]:
@@ -167,8 +166,8 @@ def _source(url: str, where: str) -> Block:
     return {"type": "base64", "media_type": found[1], "data": found[2]}
 
 
-def _arguments(given: str) -> dict[str, Any]:
-    """Return a call's arguments as the object that the API asks for; others are told as they were."""
+def arguments(given: str) -> dict[str, Any]:
+    """Return a tool call's arguments as the object that the API asks for; others are told as they were."""
     try:
         found = orjson.loads(given)
     except orjson.JSONDecodeError:
@@ -225,17 +224,17 @@ def _metadata(body: Mapping[str, Any]) -> dict[str, str] | None:
     return {"user_id": _string(user, "user")} if user else None
 
 
-def _written(schema: Mapping[str, Any]) -> str:
-    return orjson.dumps(schema).decode()
-
-
 def _text(text: str) -> Block:
     return {"type": "text", "text": text}
 
 
+def call_id(found: str) -> str:
+    """Return a tool call's id in the letters that the API takes; other providers use more of them."""
+    return _NOT_IN_AN_ID.sub("_", found)
+
+
 def _id(found: object, where: str) -> str:
-    """Return a call's id in the letters that the API takes; other providers use more of them."""
-    return _NOT_IN_AN_ID.sub("_", _string(found, f"{where}.id"))
+    return call_id(_string(found, f"{where}.id"))
 
 
 def _object(found: object, where: str) -> dict[str, Any]:

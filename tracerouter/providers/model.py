@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
@@ -53,6 +55,16 @@ class Model:
     address: str | None = None
     port: int | None = None
 
+    @property
+    def max_choices(self) -> float:
+        """The most answers that one request can ask for (``n``), as its provider says."""
+        return getattr(self.provider, "max_choices", math.inf)
+
+    def count_input(self, body: Mapping[str, Any]) -> int:
+        """Count the input tokens of a request where nobody reports them; images as its provider counts them."""
+        own = getattr(self.provider, "image_tokens", None)
+        return count_request(body) if own is None else count_request(body, partial(own, model=self.name))
+
     async def complete(self, call: Call, meter: Meter, timeline: Timeline, sink: Sink | None) -> Completion:
         """Ask the model, within the deadline, and try again where that may help; one span tells of it.
 
@@ -94,12 +106,12 @@ class Model:
     def bound(self, call: Call, less: int = 0) -> Spend:
         """Return the most that one try of `call` can use, had its input `less` tokens less.
 
-        That is its input and the bound on its answer that is sent along. The input is counted as :func:`count_request`
+        That is its input and the bound on its answer that is sent along. The input is counted as :meth:`count_input`
         does: exactly for OpenAI's models. A wrapped service's call has no bound that is known.
         """
         if self.timeout is None:
             return Spend()
-        asked = max(count_request(call.body) - less, 0)
+        asked = max(self.count_input(call.body) - less, 0)
         answered = (call.body.get(self.limit_field) or 0) * (call.body.get("n") or 1)
         return Spend(self.price.most(asked, answered) if self.price else 0, 1, asked + answered)
 
@@ -110,7 +122,7 @@ class Model:
         for use in meter.uses:
             if use.refused:
                 continue
-            used, reported = _usage(use, body)
+            used, reported = self._used(use, body)
             known = known and used is not None
             usage = usage.plus(used or Usage())
             meter.asked = meter.asked or usage.input
@@ -123,6 +135,15 @@ class Model:
                 source = source if reported else Source.ESTIMATED
         cost = Cost(None if source is Source.UNKNOWN else nanos, source)
         return usage if known else None, cost
+
+    def _used(self, use: Use, body: Mapping[str, Any]) -> tuple[Usage | None, bool]:
+        """Return a try's usage, and whether it is the provider's own word; None: there is nothing to count by."""
+        if use.usage is not None:
+            return use.usage, True
+        if use.unknowable and use.begun is None:
+            return None, False
+        asked = use.begun or Usage(self.count_input(body))
+        return asked._replace(output=count("".join(use.received))), False
 
     async def _tries(self, call: Call, meter: Meter, note: Note, sink: Sink | None) -> Completion:
         tries = 0
@@ -145,10 +166,10 @@ class Model:
     async def _try(self, call: Call, meter: Meter, sink: Sink | None) -> Completion:
         if self.timeout is None:
             return await self.provider.complete(call, meter, sink)
-        until = min(call.deadline, asyncio.get_running_loop().time() + self.timeout)
         try:
-            async with asyncio.timeout_at(until):
-                return await self.provider.complete(call, meter, sink)
+            async with asyncio.timeout_at(call.deadline) as timer:
+                with _Stopwatch(self.timeout, timer) as watch:
+                    return await self.provider.complete(call, meter, sink and watch.stopped(sink))
         except TimeoutError:
             msg = f"model {self.alias!r} gave no answer in time"
             raise ProviderTimeout(msg) from None
@@ -160,14 +181,51 @@ class Model:
             raise ProviderError(msg) from error
 
 
-def _usage(use: Use, body: Mapping[str, Any]) -> tuple[Usage | None, bool]:
-    """Return a try's usage, and whether it is the provider's own word; None: there is nothing to count by."""
-    if use.usage is not None:
-        return use.usage, True
-    if use.unknowable:
-        return None, False
-    asked = use.begun or Usage(count_request(body))
-    return asked._replace(output=count("".join(use.received))), False
+class _Stopwatch:
+    """Times one try: it stands still while a slow reader lets the model wait, and makes `timer` ring when it runs out.
+
+    It looks at the clock now and then, since to set a timer for each chunk would cost more than the chunk.
+    """
+
+    def __init__(self, seconds: float, timer: asyncio.Timeout) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timer = timer
+        self._until = self._loop.time() + seconds
+        self._stopped_at: float | None = None
+
+    def __enter__(self) -> Self:
+        self._look_at(self._until)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.cancel()
+
+    def stopped(self, sink: Sink) -> Sink:
+        """Return `sink`, whose time does not count."""
+        clock = self._loop.time
+
+        async def take(chunk: Mapping[str, Any]) -> None:
+            self._stopped_at = started = clock()
+            await sink(chunk)
+            self._stopped_at = None
+            self._until += clock() - started
+
+        return take
+
+    def _look_at(self, when: float) -> None:
+        self._handle = self._loop.call_at(when, self._look)
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        left = self._until - (self._stopped_at or now)
+        if left > 0:
+            self._look_at(now + max(left, _GRAIN))
+        elif not self._timer.expired():  # the deadline may have been first
+            self._timer.reschedule(now)
+
+
+_GRAIN = 0.01
+"""Seconds between two looks at the clock, at least."""
 
 
 def _wait(tries: int, asked: float | None) -> float:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from tracerouter.errors import AnswerLost
+from tracerouter.errors import AnswerLost, RequestRejected
 from tracerouter.providers.http import (
     MAX_STREAM_BYTES,
-    Answer,
-    Events,
     are_objects,
     decoded,
     demand,
     posted,
+    streamed,
     usage_of,
 )
 from tracerouter.types import CHAT, EMBEDDINGS, Completion, content_text
@@ -28,6 +26,7 @@ if TYPE_CHECKING:
     from tracerouter.types import Call, Meter
 
 _DONE = b"[DONE]"
+_CACHE = "cache_control"
 _STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 _TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
 _NEVER_JOINED = frozenset({"role", "id", "type", "name"})
@@ -35,6 +34,9 @@ _NEVER_JOINED = frozenset({"role", "id", "type", "name"})
 
 class OpenAIProvider:
     """Asks an OpenAI-compatible server, once a call; retries and time limits are the caller's.
+
+    Some servers know ``cache_control``, and others turn it down with a 400, which costs nothing. Such a call is asked
+    again without, and the next ones leave it out from the start: it changes no answer.
 
     Args:
         base_url: Up to and without ``/chat/completions``, such as ``https://api.openai.com/v1``.
@@ -51,6 +53,7 @@ class OpenAIProvider:
         }
         self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
         self._session = session
+        self._uncached = False
 
     async def complete(self, call: Call, meter: Meter, sink: Sink | None) -> Completion:
         """Ask the model once; the answer is streamed from the server exactly where there is a `sink`.
@@ -63,17 +66,49 @@ class OpenAIProvider:
             ProviderError: There is no answer; ``tracerouter.providers.http`` has the table.
             TimeoutError: The session's own time limit passed.
         """
-        asked = call.body if sink is None else {**call.body, **_STREAMED}
+        if not self._uncached:
+            try:
+                return await self._ask(call, call.body, meter, sink)
+            except RequestRejected as error:
+                named = error.status == 400 and _CACHE in str(error)  # noqa: PLR2004 - HTTP's own number
+                if not named or _without_cache_control(call.body) == call.body:
+                    raise
+                self._uncached = True
+        return await self._ask(call, _without_cache_control(call.body), meter, sink)
+
+    async def _ask(self, call: Call, body: Mapping[str, Any], meter: Meter, sink: Sink | None) -> Completion:
+        asked = body if sink is None else {**body, **_STREAMED}
         headers = {**call.headers, **self._headers}
         async with posted(self._session(), self._urls[call.operation], asked, headers, meter) as answer:
             if call.operation == EMBEDDINGS:
                 return _embedded(await answer.whole(MAX_STREAM_BYTES), meter)
             if sink is None or answer.is_json:  # some servers can't stream, and errors often come plain
-                return _plain(await answer.whole(), meter)
-            return await _streamed(answer, meter, sink)
+                return plain(await answer.whole(), meter)
+            return await streamed(answer, Stream(meter), sink)
 
 
-def _plain(raw: bytes, meter: Meter) -> Completion:
+def _without_cache_control(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return `body` without it where a request may have it: on the whole, messages, their parts, and tools."""
+
+    def without(found: Any) -> Any:
+        return {name: value for name, value in found.items() if name != _CACHE} if isinstance(found, dict) else found
+
+    told: dict[str, Any] = without({**body})
+    for name in ("messages", "tools"):
+        if isinstance(body.get(name), list):
+            told[name] = [without(one) for one in body[name]]
+    for message in told.get("messages") or ():
+        if isinstance(message.get("content"), list):
+            message["content"] = [without(part) for part in message["content"]]
+    return told
+
+
+def plain(raw: bytes, meter: Meter) -> Completion:
+    """Read a whole answer; `meter` is told of its usage and its output.
+
+    Raises:
+        ProviderError: It is none.
+    """
     body = decoded(raw)
     messages = _parts(body, "message")
     demand(messages, "has no choices")
@@ -95,31 +130,47 @@ def _embedded(raw: bytes, meter: Meter) -> Completion:
     return Completion(body)
 
 
-async def _streamed(answer: Answer, meter: Meter, sink: Sink) -> Completion:
-    chunks: list[dict[str, Any]] = []
-    usage, opened, done = None, set[int](), False
-    async for data in Events(answer):
+class Stream:
+    """An answer that is arriving, event by event; `meter` is told of its usage and its output."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+        self._chunks: list[dict[str, Any]] = []
+        self._opened: set[int] = set()
+        self._usage: object = None
+        self.ended = False
+        """Whether the server has said that this was all."""
+
+    def take(self, data: bytes) -> list[dict[str, Any]]:
+        """Take an event's data; return the chunks that a sink gets of it.
+
+        Raises:
+            ProviderError: It is no event of an answer, or tells of an error.
+        """
         if data.strip() == _DONE:
-            done = True
-            break
+            self.ended = True
+            return []
         chunk = decoded(data)
         for delta in _parts(chunk, "delta"):
             for text in _output(delta):
-                meter.received(text)
-        _report(chunk, meter)
-        usage = chunk.pop("usage", None) or usage
-        chunks.append(chunk)
-        shown = _shown(chunk, opened)
-        if shown is not None:
-            if meter.first_chunk_ns is None:
-                meter.first_chunk_ns = time.perf_counter_ns()
-            await sink(shown)
-    completion = _assembled(chunks, usage)
-    if not done and not all(choice.get("finish_reason") for choice in completion.body["choices"]):
-        msg = "the stream ended before the answer did"
-        raise AnswerLost(msg)
-    await answer.drain()
-    return completion
+                self.meter.received(text)
+        _report(chunk, self.meter)
+        self._usage = chunk.pop("usage", None) or self._usage
+        self._chunks.append(chunk)
+        shown = _shown(chunk, self._opened)
+        return [] if shown is None else [shown]
+
+    def completion(self) -> Completion:
+        """Return the answer as if it had come whole.
+
+        Raises:
+            AnswerLost: It ended too early, or is none.
+        """
+        completion = _assembled(self._chunks, self._usage)
+        if not self.ended and not all(choice.get("finish_reason") for choice in completion.body["choices"]):
+            msg = "the stream ended before the answer did"
+            raise AnswerLost(msg)
+        return completion
 
 
 def _shown(chunk: Mapping[str, Any], opened: set[int]) -> dict[str, Any] | None:

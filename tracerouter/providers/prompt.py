@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from tracerouter.types import Completion, Escalation, Rules, Task
 
 _OURS = frozenset({"model", "stream", "stream_options", "max_tokens", "max_completion_tokens"})
+_ANSWER_AGAIN = "Answer the request again in full. Keep what was right, and reply with the answer alone."
+_CALL_AGAIN = "Answer the request again in full. That answer was tool calls: make the right ones, don't write them."
 _LONGEST_QUOTE = 20_000
 """Characters of an earlier answer that are quoted to the model that repairs it."""
 
@@ -52,7 +54,8 @@ def _repair(escalation: Escalation) -> list[dict[str, Any]]:
         found = escalation.classification
         if not found.abstained:
             said.append(f"The request was classified as {found.label!r} with confidence {found.confidence:.2f}.")
-        said.append("Answer the request again in full. Keep what was right, and reply with the answer alone.")
+        calls = escalation.rejected is not None and escalation.rejected.tool_calls and not escalation.rejected.text
+        said.append(_CALL_AGAIN if calls else _ANSWER_AGAIN)
         messages.append({"role": "user", "content": "\n\n".join(said)})
     return messages
 

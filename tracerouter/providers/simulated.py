@@ -92,6 +92,8 @@ class SimulatedProvider:
         count: Counts the tokens of a text; by default tiktoken's o200k_base.
     """
 
+    max_choices = 1
+
     def __init__(self, simulated: Simulated | None = None, *, count: Callable[[str], int] = count_tokens) -> None:
         self._simulated = simulated or Simulated()
         self._count = count

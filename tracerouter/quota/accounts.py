@@ -7,6 +7,7 @@ way around a limit.
 
 from __future__ import annotations
 
+from calendar import monthrange
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -51,6 +52,12 @@ class Calendar:
         """Return the day of `at` (Unix seconds), such as ``2026-11-24``."""
         return _day(int(at // _QUARTER), self._zone)
 
+    def days(self, period: str) -> list[str]:
+        """Return the days of a period: itself, or each of a month."""
+        if len(period) > len("2026-11"):
+            return [period]
+        return [f"{period}-{day:02}" for day in range(1, monthrange(int(period[:4]), int(period[5:]))[1] + 1)]
+
     def period(self, name: str, at: float) -> str:
         """Return the ``day`` or ``month`` of `at`."""
         day = self.day(at)
@@ -74,7 +81,10 @@ class Calendar:
 
 def scope(per: str, caller: Caller) -> str:
     """Return whose account it is."""
-    return dict(zip(("tenant", "team", "user"), scopes(caller.team, caller.user), strict=True))[per]
+    if per == "tenant":
+        return per
+    named = {"team": caller.team, "user": caller.user, "key": caller.key}
+    return f"{per}:{named[per] or ''}"
 
 
 def scopes(team: str | None, user: str | None) -> tuple[str, str, str]:

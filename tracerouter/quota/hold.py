@@ -10,6 +10,8 @@ from tracerouter.errors import StoreUnavailable
 from tracerouter.types import Denied, Limit, Reason, Reservation, Role
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from tracerouter.policy.model import WithoutLedger
     from tracerouter.protocols import Ledger
     from tracerouter.types import Call, Claim
@@ -30,7 +32,9 @@ class Hold:
         self.held = held
 
 
-async def reserve(ledger: Ledger, claim: Claim, call: Call, without: WithoutLedger) -> Hold | Denied:
+async def reserve(
+    ledger: Ledger, claim: Claim, call: Call, without: WithoutLedger, passed: Collection[str] = ()
+) -> Hold | Denied:
     """Hold the claim's bound for `call`; each further try that may be billed besides holds as much again.
 
     Args:
@@ -38,9 +42,12 @@ async def reserve(ledger: Ledger, claim: Claim, call: Call, without: WithoutLedg
         claim: What is to be held.
         call: What it is held for.
         without: What is done where the ledger can't tell.
+        passed: The names of limits that need no room for it, since the caller has confirmed what it costs: that is one
+            try, so that a further one does need it.
     """
     try:
-        found = await _reserved(ledger, claim)
+        limits = tuple(limit for limit in claim.limits if limit.name not in passed)
+        found = await _reserved(ledger, replace(claim, limits=limits))
     except StoreUnavailable:
         role = Role.EXPENSIVE if claim.role is Role.FALLBACK else claim.role
         if role.value not in without.closed:

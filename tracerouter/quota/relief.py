@@ -13,9 +13,9 @@ from tracerouter.tokens import count_request
 from tracerouter.types import Completion, Role, Rung, Status, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
-    from tracerouter.types import Denied, Hit
+    from tracerouter.types import Confirmation, Denied, Hit, Job
 
 
 class Relief(NamedTuple):
@@ -29,9 +29,20 @@ class Relief(NamedTuple):
     """Turns that `task` has less."""
     status: Status | None = None
     completion: Completion | None = None
+    confirmation: Confirmation | None = None
+    job: Job | None = None
 
 
-def relieve(  # noqa: PLR0913 - all that an action may build on
+class Later(NamedTuple):
+    """What an action may do in the store: each returns None where it can't, or where the caller does not take it."""
+
+    offer: Callable[[], Awaitable[Confirmation | None]]
+    """Ask the caller whether it is worth it."""
+    queue: Callable[[], Awaitable[Job | None]]
+    """Run it later."""
+
+
+async def relieve(  # noqa: PLR0913 - all that an action may build on
     denied: Denied,
     rung: Rung,
     task: Task,
@@ -40,6 +51,7 @@ def relieve(  # noqa: PLR0913 - all that an action may build on
     hit: Hit,
     rejected: Completion | None,
     fits: Callable[[int], bool],
+    later: Later,
     told: Callable[[str, bool], None],
 ) -> Relief:
     """Follow the limit's list until an action applies; ``refuse`` does always, and stands at the end unwritten.
@@ -52,11 +64,15 @@ def relieve(  # noqa: PLR0913 - all that an action may build on
         hit: What the cache held.
         rejected: The answer of an earlier rung that was turned down; only where `rung` is a fallback.
         fits: Whether there were room if the request had so many tokens less.
+        later: What can be done in the store.
         told: Is told each action, and whether it applied.
     """
     actions = denied.limit.then if rung.role is not Role.FALLBACK else (denied.limit.fallback,)
     for action in (*actions, "refuse"):
-        found = _apply(action, rung, task, ladder, hit, rejected, fits)
+        if action in ("confirm", "queue"):
+            found = await _put_off(action, later)
+        else:
+            found = _apply(action, rung, task, ladder, hit, rejected, fits)
         told(action, found is not None)
         if found is not None:
             return found
@@ -73,9 +89,9 @@ def _apply(  # noqa: PLR0913 - as above
     fits: Callable[[int], bool],
 ) -> Relief | None:
     if action == "downgrade":
-        place = ladder.index(rung.alias) if rung.alias in ladder else 0
-        lower = (Rung(ladder[place - 1], Role.CHEAP), replace(rung, role=Role.FALLBACK))
-        return Relief(action, lower) if place else None
+        below = ladder[: ladder.index(rung.alias)] if rung.alias in ladder else ()
+        lower = (*(Rung(alias, Role.CHEAP) for alias in below[-1:]), replace(rung, role=Role.FALLBACK))
+        return Relief(action, lower) if below else None
     if action == "shorten":
         shorter, dropped = shortened(task, fits)
         return Relief(action, (rung,), shorter, dropped) if dropped else None
@@ -84,6 +100,14 @@ def _apply(  # noqa: PLR0913 - as above
     if action == "accept":
         return Relief(action, status=Status.ANSWERED, completion=rejected) if rejected else None
     return Relief("refuse", status=Status.REFUSED)
+
+
+async def _put_off(action: str, later: Later) -> Relief | None:
+    if action == "confirm":
+        offered = await later.offer()
+        return Relief(action, status=Status.NEEDS_CONFIRMATION, confirmation=offered) if offered else None
+    queued = await later.queue()
+    return Relief(action, status=Status.QUEUED, job=queued) if queued else None
 
 
 def shortened(task: Task, fits: Callable[[int], bool]) -> tuple[Task, int]:
@@ -96,7 +120,7 @@ def shortened(task: Task, fits: Callable[[int], bool]) -> tuple[Task, int]:
         task: What is asked.
         fits: Whether there were room if the request had so many tokens less.
     """
-    messages = task.messages
+    messages = task.body.get("messages", ())  # embeddings have none
     starts = [at for at, message in enumerate(messages) if message["role"] == "user"]
     left_out: set[int] = set()
     saved = 0

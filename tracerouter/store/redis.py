@@ -35,8 +35,8 @@ SCHEMES: Final = ("redis://", "rediss://")
 class RedisStore:
     """The one pool of connections that a process has to a Redis.
 
-    Keys of ours begin with ``tracerouter:``. Those of a tenant hold its name as hash tag, ``{tenant}``, and a script
-    touches keys of one tag only, so that it is right on a cluster.
+    Keys of ours begin with ``tracerouter:``. Those that one script touches hold the same hash tag, such as
+    ``{tenant}``, so that it is right on a cluster.
 
     Args:
         url: ``redis://[[USER]:PASSWORD@]HOST[:PORT][/DB]``, or ``rediss://`` for TLS. Nothing is connected yet.
@@ -72,7 +72,7 @@ class RedisStore:
             msg = f"store: {self.name} is no URL of a Redis; it should be redis://HOST:PORT/DB"
             raise ConfigError(msg) from None
         self.client: Redis = client.Redis(connection_pool=pool)
-        """For libraries that want one; it raises redis-py's own errors and knows nothing of :attr:`available`."""
+        """For libraries that want one; it has no time-out, raises redis-py's own errors, and tells nothing here."""
         self._blocking = BlockingRedis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout, protocol=2)
         self.round_trips = 0
         """Requests that were sent and answered, with or without an error."""

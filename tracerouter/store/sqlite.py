@@ -1,8 +1,8 @@
 """One SQLite file: one writer thread that commits in groups, so that a request never waits for the disk's own pace.
 
 Three sorts of things are written. What must not be lost (the ledger) waits in a queue for as long as the disk fails;
-what somebody waits for (a reservation) fails with the disk; what may be lost (the decision log) has a bounded queue,
-and is counted when it is dropped.
+what somebody waits for (a reservation, an item) fails with the disk; what may be lost (the decision log) has a bounded
+queue, and is counted when it is dropped.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ CREATE TABLE IF NOT EXISTS entries (
     PRIMARY KEY (id, attempt)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS accounts (
-    period TEXT NOT NULL, tenant TEXT NOT NULL, scope TEXT NOT NULL, role TEXT NOT NULL,
+    scope TEXT NOT NULL, day TEXT NOT NULL, tenant TEXT NOT NULL, role TEXT NOT NULL,
     cost_nanos INTEGER NOT NULL, requests INTEGER NOT NULL, tokens INTEGER NOT NULL,
     held_nanos INTEGER NOT NULL, held_requests INTEGER NOT NULL, held_tokens INTEGER NOT NULL,
-    PRIMARY KEY (period, tenant, scope, role)
+    PRIMARY KEY (scope, day, tenant, role)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS reservations (
-    id TEXT NOT NULL, attempt INTEGER NOT NULL, expires REAL NOT NULL, tenant TEXT NOT NULL, accounts TEXT NOT NULL,
+    id TEXT NOT NULL, attempt INTEGER NOT NULL, expires REAL NOT NULL,
+    day TEXT NOT NULL, tenant TEXT NOT NULL, team TEXT, user TEXT, role TEXT NOT NULL,
     cost_nanos INTEGER NOT NULL, requests INTEGER NOT NULL, tokens INTEGER NOT NULL,
     PRIMARY KEY (id, attempt)
 ) WITHOUT ROWID;
@@ -66,19 +67,39 @@ CREATE TABLE IF NOT EXISTS decisions (
 CREATE INDEX IF NOT EXISTS decisions_by_time ON decisions (time);
 CREATE INDEX IF NOT EXISTS decisions_by_trace ON decisions (trace_id);
 CREATE INDEX IF NOT EXISTS decisions_by_request ON decisions (request_id);
+CREATE TABLE IF NOT EXISTS items (
+    kind TEXT NOT NULL, id TEXT NOT NULL, tenant TEXT NOT NULL, user TEXT, state TEXT NOT NULL,
+    version INTEGER NOT NULL, due REAL, expires REAL, created REAL NOT NULL, body TEXT NOT NULL, only_one TEXT,
+    PRIMARY KEY (kind, id)
+);
+CREATE UNIQUE INDEX IF NOT EXISTS items_only_one ON items (kind, tenant, only_one) WHERE only_one IS NOT NULL;
+CREATE INDEX IF NOT EXISTS items_by_time ON items (kind, state, created);
+CREATE INDEX IF NOT EXISTS items_by_due ON items (kind, state, due) WHERE due IS NOT NULL;
+CREATE INDEX IF NOT EXISTS items_by_expiry ON items (expires) WHERE expires IS NOT NULL;
+CREATE TABLE IF NOT EXISTS item_history (
+    kind TEXT NOT NULL, id TEXT NOT NULL, time REAL NOT NULL, who TEXT NOT NULL, what TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS item_history_of ON item_history (kind, id);
+CREATE TRIGGER IF NOT EXISTS item_history_is_not_rewritten BEFORE UPDATE ON item_history BEGIN
+    SELECT raise(ABORT, 'the history of an item is append-only');
+END;
+CREATE TRIGGER IF NOT EXISTS item_history_goes_with_its_item BEFORE DELETE ON item_history
+WHEN EXISTS (SELECT 1 FROM items WHERE kind = old.kind AND id = old.id) BEGIN
+    SELECT raise(ABORT, 'the history of an item is append-only');
+END;
+CREATE TRIGGER IF NOT EXISTS item_gone AFTER DELETE ON items BEGIN
+    DELETE FROM item_history WHERE kind = old.kind AND id = old.id;
+END;
 """
 
 _SUMS_OF_VERSION_1: Final = """
 INSERT INTO accounts
-SELECT period.value, tenant, scope.value, who.value,
+SELECT scope.value, day, tenant, role,
     sum(cost_nanos), sum(iif(role = 'classify', 0, requests)), sum(input_tokens + output_tokens), 0, 0, 0
-FROM spend,
-    json_each(json_array(day, substr(day, 1, 7))) AS period,
-    json_each(json_array('tenant', 'team:' || team, 'user:' || user)) AS scope,
-    json_each(iif(role = 'fallback', json_array('all', role, 'expensive'), json_array('all', role))) AS who
+FROM spend, json_each(json_array('tenant', 'team:' || team, 'user:' || user)) AS scope
 GROUP BY 1, 2, 3, 4
 """
-"""Version 1 kept sums by day alone, made by a trigger."""
+"""Version 1 summed by tenant, team, user and role together, in a trigger."""
 
 TICK: Final = 0.05
 """Seconds that a droppable row waits for others, about."""
@@ -208,13 +229,15 @@ class SqliteStore:
     async def transact(self, work: Work[T]) -> T:
         """Do `work` in the writer's thread, all of it or nothing, and return what it returns, once that is committed.
 
+        It must be short: all others wait for it. What it raises is raised here, and nothing of it is written.
+
         Raises:
             StoreUnavailable: The disk fails, other processes had the file for five seconds, or the store is closed;
                 nothing was done.
         """
-        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        if self._closed:
+        if self._closed or self._jobs.qsize() >= _UNWRITTEN:
             raise StoreUnavailable(_GONE)
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._jobs.put(_Job(work, done, durable=False, until=time.monotonic() + _LOCKED))
         return await done
 
@@ -233,9 +256,17 @@ class SqliteStore:
         return True
 
     def read(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Return the rows of a query, of what is committed. Blocks; for terminals and gauges."""
-        with self._reading:
-            return self._reader.execute(sql, values).fetchall()
+        """Return the rows of a query, of what is committed. Blocks; for terminals and gauges.
+
+        Raises:
+            StoreUnavailable: The disk fails, or the store is closed.
+        """
+        try:
+            with self._reading:
+                return self._reader.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            msg = f"store: {self.name} can't be read ({error})"
+            raise StoreUnavailable(msg) from None
 
     def secret(self) -> bytes:
         """Return 32 random bytes, the same for all who use this file and for ever."""
@@ -262,6 +293,7 @@ class SqliteStore:
             _use_wal(connection)
             # a commit survives the death of the process, if not that of the machine
             connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA secure_delete = ON")  # of what is deleted, prompts too, no bytes stay behind
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version > VERSION:
                 msg = f"store: {self.name} was written by a newer tracerouter: upgrade, or use another file"
@@ -291,7 +323,7 @@ class SqliteStore:
 
     def _wait(self) -> float | None:
         """Return the seconds to wait for a job, at most; None: for ever."""
-        due = [at for at in (self._flush_at, self._try_at if self._pause else None) if at is not None]
+        due = [at for at in (self._flush_at, self._try_at if self._unwritten else None) if at is not None]
         return max(min(due) - time.monotonic(), 0.0) if due else None
 
     def _taken(self, wait: float | None) -> list[_Job]:
@@ -312,8 +344,10 @@ class SqliteStore:
 
     def _commit(self, jobs: list[_Job]) -> None:
         """Do all in one transaction and wake who waits; what must not be lost is kept for the next try."""
+        if not jobs:
+            return
         try:
-            ended = self._write(jobs) if jobs else []
+            ended = self._write(jobs)
         except sqlite3.Error as error:  # full, locked, read-only, gone: it may pass
             if not self._pause:
                 log.error("the store takes no rows: the ledger's wait, the decision log's are dropped")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanContext
 
 from tracerouter.errors import place
 from tracerouter.telemetry import names, projections
@@ -23,6 +24,7 @@ from tracerouter.telemetry.keep import Keep
 from tracerouter.telemetry.metrics import Instruments, meter_provider
 from tracerouter.telemetry.queues import LOGS, TRACES, Backlog, CountedLogs, TraceQueue
 from tracerouter.telemetry.record import Draft, Told
+from tracerouter.telemetry.timeline import Timeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
     from tracerouter.telemetry.record import Record
-    from tracerouter.telemetry.timeline import Note, Timeline
+    from tracerouter.telemetry.timeline import Note
     from tracerouter.types import Task, Usage
 
 _TOGETHER = 32
@@ -118,19 +120,44 @@ class Telemetry:
         baseline: Callable[[Usage], int] | None,
     ) -> Draft:
         """Begin the account of one request; `baseline` prices tokens on the top rung (nano-dollars)."""
-        user = task.caller.user
-        if user is not None and self.hash_users:
-            user = blake2b(user.encode(), key=self.secret, digest_size=8).hexdigest()
         return Draft(
             task,
             self._finish,
-            user=user,
+            user=task.caller.user and self.told_user(task.caller.user),
             policy=policy,
             prompt_hash=prompt_hash,
             providers=providers,
             baseline=baseline,
             capture=self.capture_content,
         )
+
+    def told_user(self, user: str) -> str:
+        """Return how a user is told: hashed, where users are."""
+        return blake2b(user.encode(), key=self.secret, digest_size=8).hexdigest() if self.hash_users else user
+
+    def reviewed(self, review: str, action: str, reviewer: str | None, since: float, of: tuple[int, int]) -> None:
+        """Tell what came of a review, as a trace of its own that is always kept.
+
+        Args:
+            review: Its id.
+            action: What was done: ``approve``, ``edit``, ``reject`` or ``expire``.
+            reviewer: Who did it, if anybody did.
+            since: Unix seconds from which it waited: its span begins there.
+            of: Trace id and span id of the request's ``route`` span, which it is linked to.
+        """
+        trace_id, span_id = of
+        timeline = Timeline.apart()
+        with timeline.stage("review decision") as note:
+            note.start_ns = min(int(since * 1e9), note.start_ns)
+            note.links = (SpanContext(trace_id, span_id, is_remote=True, trace_flags=timeline.flags),)
+            note.attributes[names.REVIEW_ID] = review
+            note.attributes[names.REVIEW_ACTION] = action
+            note.attributes[names.KEEP] = "review"
+            if reviewer is not None:
+                note.attributes[names.REVIEWER] = self.told_user(reviewer)
+        note.attributes[names.REVIEW_WAIT] = note.latency
+        self._served.append(timeline)
+        self._soon()
 
     def server_ended(self, timeline: Timeline) -> None:
         """Tell the span of an HTTP request, if the trace of what was routed in it is kept, or if it failed itself."""
@@ -246,7 +273,7 @@ class Telemetry:
 
     def _tell_served(self, timeline: Timeline) -> None:
         note = timeline.root
-        made = projections.server_span(timeline, self.resource, self.scope)
+        made = projections.only_span(timeline, self.resource, self.scope)
         self._process([made])
         if self.traces is None or note.beneath is LOST:
             return  # what it stands above is lost, and it would stand alone

@@ -70,11 +70,13 @@ class Keep:
 
     def _telling(self, record: Record) -> str | None:
         if record.error_type is not None:
-            return "refusal" if record.outcome == "refused" else "error"
-        if record.fallback_from is not None:
-            return "fallback"
+            return "refusal" if record.route == "refused" else "error"
+        if record.route == "queued":
+            return "refusal"  # what runs it later is linked to it
         if record.outcome == "in_review":
             return "review"
+        if record.fallback_from is not None:
+            return "fallback"
         if self.slow is not None and record.latency_ms >= self.slow * 1e3:
             return "slow"
         return "dear" if self.dear is not None and (record.cost_nanos or 0) >= self.dear * NANOS else None

@@ -27,6 +27,7 @@ from opentelemetry.sdk.metrics.export import (
     ScopeMetrics,
 )
 
+from tracerouter.errors import StoreUnavailable
 from tracerouter.types import NANOS
 
 if TYPE_CHECKING:
@@ -142,7 +143,11 @@ class GaugeOf:
         meter.create_observable_gauge(self.name, [self._observe], self.unit, self.about)
 
     def _observe(self, _: CallbackOptions) -> Iterable[Observation]:
-        for key, value in self.read():
+        try:
+            found = self.read()
+        except StoreUnavailable:  # what is not known is not told
+            return
+        for key, value in found:
             yield Observation(value, _named(self.attributes, key))
 
 
@@ -172,7 +177,7 @@ class Instruments:
             "A request's duration less the time spent waiting on providers.")  # fmt: skip
         self.attempts = CounterOf(
             "tracerouter.attempts", "{attempt}", ("model", "role", "error.type"),
-            "Rungs tried.")  # fmt: skip
+            "Rungs tried, and models asked by classifiers (role classify).")  # fmt: skip
         self.fallbacks = CounterOf(
             "tracerouter.fallbacks", "{fallback}", ("from", "to", "reason", "task", "policy.arm"),
             "Rungs tried because an earlier one failed.")  # fmt: skip
@@ -213,6 +218,12 @@ class Instruments:
         self.budget_remaining = GaugeOf(
             "tracerouter.budget.remaining", "{USD}", ("tenant", "period"),
             "What is left of that; what is reserved counts as spent.")  # fmt: skip
+        self.review_depth = GaugeOf(
+            "tracerouter.review.depth", "{review}", ("queue",),
+            "Reviews that wait for a person.")  # fmt: skip
+        self.review_age = GaugeOf(
+            "tracerouter.review.oldest_age", "s", ("queue",),
+            "Age of the oldest of them.")  # fmt: skip
         self.traces_kept = CounterOf(
             "tracerouter.traces.kept", "{trace}", ("reason",),
             "Traces kept, by why.")  # fmt: skip

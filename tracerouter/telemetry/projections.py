@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -101,6 +102,8 @@ FIELDS: Final = (
     Field("quota_scope", str, names.QUOTA_SCOPE, fact="quota_scope"),
     Field("quota_headroom", float, names.QUOTA_HEADROOM),
     Field("quota_action", str, names.QUOTA_ACTION, fact="quota_action"),
+    Field("confirmed", tuple, names.QUOTA_CONFIRMED, fact="confirmed", read=lambda r: r.confirmed or None),
+    Field("job", str, names.JOB, fact="job"),
     Field("budget_remaining", str, header="budget-remaining", fact="budget_remaining"),
     Field("turns_dropped", int, fact="turns_dropped", read=lambda r: r.turns_dropped or None),
     Field("unvalidated", bool, fact="unvalidated", read=lambda r: r.unvalidated or None),
@@ -108,6 +111,7 @@ FIELDS: Final = (
     Field("attempt_count", int, names.ATTEMPTS, "attempts", "attempts", read=lambda r: len(r.attempts)),
     Field("attempts", tuple, read=lambda r: tuple(tried.told() for tried in r.attempts) or None),
     Field("classifier_calls", tuple, read=lambda r: tuple(call.told() for call in r.classifier_calls) or None),
+    Field("review_id", str, names.REVIEW_ID),
     Field("error_type", str, names.ERROR_TYPE),
     Field("prompt", str),
     Field("answer", str),
@@ -145,6 +149,9 @@ SPAN_ATTRIBUTES: Final[dict[str, dict[str, type]]] = {
         names.FALLBACK_FROM: str, names.FALLBACK_TO: str, names.FALLBACK_REASON: str,
     },
     "quota": _STAGE | {names.QUOTA_SCOPE: str, names.QUOTA_HEADROOM: float, names.QUOTA_ACTION: str},
+    "review": _STAGE | {
+        names.REVIEW_ID: str, names.REVIEW_ACTION: str, names.REVIEWER: str, names.REVIEW_WAIT: float, names.KEEP: str,
+    },
     "validate": _STAGE | {names.VALIDATION_STATUS: str, names.VALIDATION_FAILURES: tuple},
     "chat": {
         names.GEN_AI_OPERATION: str, names.GEN_AI_PROVIDER: str, names.GEN_AI_REQUEST_MODEL: str,
@@ -206,8 +213,8 @@ def spans(record: Record, told: Row, keep: str, resource: Resource, scope: Instr
     return made
 
 
-def server_span(timeline: Timeline, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
-    """Make the span of the HTTP request itself, the only note of its timeline."""
+def only_span(timeline: Timeline, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
+    """Make the span of the only note of a timeline: of an HTTP request itself, or of a review's decision."""
     note = timeline.root
     return _span(note, _identity(timeline, note), timeline.parent, _attributes(note), resource, scope)
 
@@ -247,6 +254,8 @@ def _measure_stages(record: Record, keep: str | None, m: Instruments) -> None:
         m.validations.add(1, validator, status, record.arm)
     for scope, action in record.limits_reached:
         m.quota_decisions.add(1, scope, action)
+    for scope in record.confirmed:
+        m.quota_decisions.add(1, scope, "confirmed")
     if record.underreserved:
         m.quota_decisions.add(record.underreserved, None, "underreserved")
 
@@ -257,9 +266,9 @@ def _measure_attempts(record: Record, task: str | None, m: Instruments) -> None:
         m.tokens.add(called.output_tokens, called.model, "output")
         if called.cost_nanos is not None:
             m.cost.add(called.cost_nanos, called.model, called.role, task, called.cost_source, record.arm)
+        m.attempts.add(1, called.model, called.role, called.failure)
     before: Tried | None = None
     for tried in record.attempts:
-        m.attempts.add(1, tried.model, tried.role, tried.failure)
         if before is not None:
             m.fallbacks.add(1, before.model, tried.model, before.failure, task, record.arm)
         before = tried
@@ -315,6 +324,13 @@ def headers(record: Record, told: Row) -> dict[str, str]:
     made["traceparent"] = record.timeline.root.traceparent
     if record.cost_nanos is not None:
         made["x-tracerouter-cost"] = usd(record.cost_nanos)
+    for unit in ("requests", "tokens"):
+        of_unit = [one for one in record.standings if one.limit.unit == unit]
+        if of_unit:  # OpenAI's names; of several the one that is nearest
+            limit, left, reset = min(of_unit, key=lambda one: one.left / one.limit.amount)
+            made[f"x-ratelimit-limit-{unit}"] = str(limit.amount)
+            made[f"x-ratelimit-remaining-{unit}"] = str(left)
+            made[f"x-ratelimit-reset-{unit}"] = _duration(reset)
     return made
 
 
@@ -377,14 +393,24 @@ def _span(  # noqa: PLR0913 - what a span is made of
         parent=parent,
         resource=resource,
         attributes=attributes,
-        events=[Event(name, details, at_ns) for name, at_ns, details in note.events],
         links=[Link(context) for context in note.links],
+        events=[Event(name, details, at_ns) for name, at_ns, details in note.events],
         kind=note.kind,
         status=Status(StatusCode.ERROR, note.status_message) if note.error_type else _OK,
         start_time=note.start_ns,
         end_time=note.end_ns,
         instrumentation_scope=scope,
     )
+
+
+def _duration(seconds: float) -> str:
+    """Write seconds as OpenAI does: ``12ms``, ``1.5s``, ``6m0s``."""
+    if seconds < 1:
+        return f"{ceil(seconds * 1e3)}ms"
+    if seconds < 60:  # noqa: PLR2004 - a minute
+        return f"{seconds:.3g}s"
+    minutes, rest = divmod(ceil(seconds), 60)
+    return f"{minutes}m{rest}s"
 
 
 def _usd(nanos: int | None) -> float | None:

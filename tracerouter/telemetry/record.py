@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from tracerouter.telemetry.timeline import Note
-    from tracerouter.types import Denied
+    from tracerouter.types import Confirmation, Confirmed, Denied, Job, Standing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,10 +126,17 @@ class Record:
     """Calls that cost more than was reserved for them."""
     budget_remaining: str | None
     """Of the limit that has the smallest share left, with its unit."""
+    standings: tuple[Standing, ...]
+    """How the caller stands against its rates."""
+    confirmed: tuple[str, ...]
+    """The limits that its caller has confirmed it past."""
+    job: str | None
+    """The job that was queued, or that it runs."""
     turns_dropped: int
     unvalidated: bool
     """Whether an answer was accepted that the validators had turned down."""
     cache_age: float | None
+    review_id: str | None
     error_type: str | None
     prompt: str | None
     answer: str | None
@@ -163,13 +170,18 @@ class Draft:
         "attempts",
         "classification",
         "classifier_calls",
+        "confirmation",
+        "confirmed",
         "decision",
         "denied",
         "hit",
+        "job",
         "limits_reached",
         "policy",
         "prompt_hash",
         "request_id",
+        "review_id",
+        "standings",
         "task",
         "timeline",
         "turns_dropped",
@@ -201,12 +213,19 @@ class Draft:
         self.denied: Denied | None = None
         self.limits_reached: list[tuple[str, str]] = []
         self.turns_dropped = 0
+        self.standings: tuple[Standing, ...] = ()
+        self.confirmed: Confirmed | None = None
+        self.confirmation: Confirmation | None = None
+        self.job: Job | None = None
+        self.review_id: str | None = None
         self._finish = finish
         self._providers = providers
         self._baseline = baseline
         self._done = False
         self._started = time.time()
         self._note: Note = self.timeline.stage(f"route {policy}")
+        if task.origin is not None:
+            self._note.link(task.origin.traceparent)
 
     def __enter__(self) -> Self:
         self._note.__enter__()
@@ -228,6 +247,11 @@ class Draft:
     def id(self) -> str:
         """An id that no caller can choose, and that no other request has."""
         return f"{self.timeline.trace_id:032x}-{self._note.span_id:016x}"
+
+    @property
+    def span_id(self) -> int:
+        """That of the ``route`` span."""
+        return self._note.span_id
 
     @property
     def started(self) -> float:
@@ -258,7 +282,7 @@ class Draft:
     def end(self, status: Status, reason: Reason, completion: Completion | None = None) -> Outcome:
         """Close the ``route`` note, build the Record, tell it everywhere, and return the Outcome."""
         self._done = True
-        if status in (Status.FAILED, Status.CANCELLED, Status.REFUSED):
+        if status in (Status.FAILED, Status.CANCELLED, Status.REFUSED, Status.NEEDS_CONFIRMATION):
             last = self.attempts[-1].reason if self.attempts and status is Status.FAILED else None
             self._note.fail((last or reason).value)
         self._note.__exit__(None, None, None)
@@ -274,6 +298,9 @@ class Draft:
             tuple(self.attempts),
             tuple(self.classifier_calls),
             self.denied,
+            self.confirmation,
+            self.job,
+            self.review_id,
         )
 
     def _record(self, status: Status, reason: Reason, completion: Completion | None) -> Record:
@@ -336,10 +363,14 @@ class Draft:
             quota_action=self.limits_reached[-1][1] if self.limits_reached else None,
             limits_reached=tuple(self.limits_reached),
             underreserved=sum(call.underreserved for call in (*self.classifier_calls, *attempts)),
-            budget_remaining=_remaining(attempts),
+            budget_remaining=_remaining(attempts, self.denied),
+            standings=self.standings,
+            confirmed=self.confirmed.limits if self.confirmed else (),
+            job=self.job.id if self.job else self.task.origin.job if self.task.origin else None,
             turns_dropped=self.turns_dropped,
             unvalidated=status is Status.ANSWERED and last is not None and not last.accepted,
             cache_age=self.hit.age if cached else None,
+            review_id=self.review_id,
             error_type=note.error_type,
             prompt=self.task.text if self.timeline.capture else None,
             answer=completion.text if self.timeline.capture and completion and "choices" in completion.body else None,
@@ -368,19 +399,30 @@ def _summed(attempts: list[Attempt]) -> tuple[Usage, int | None, Source]:
     return usage, nanos, source
 
 
-def _remaining(attempts: list[Attempt]) -> str | None:
-    """Return what the limit with the smallest share left has, as far as the last reservation knows."""
-    held = next((attempt.reservation for attempt in reversed(attempts) if attempt.reservation), None)
-    if held is None or not held.headroom:
+def _remaining(attempts: list[Attempt], denied: Denied | None) -> str | None:
+    """Return what the limit with the smallest share left has, as the last attempt that was reserved for leaves it.
+
+    Where none was, it is the limit that was reached.
+    """
+    last = next((attempt for attempt in reversed(attempts) if attempt.reservation), None)
+    if last is None or last.reservation is None:
+        known = denied is not None and denied.reason is Reason.BUDGET_EXHAUSTED
+        return f"{denied.limit.told(denied.left)}/{denied.limit.period}" if denied is not None and known else None
+    bound, spent = last.reservation.bound, last.spend
+    rooms = [(limit, left + limit.of(bound) - limit.of(spent)) for limit, left in last.reservation.headroom]
+    if not rooms:
         return None
-    limit, left = min(held.headroom, key=lambda room: room.left / room.limit.amount if room.limit.amount else 0.0)
-    return f"{limit.told(left)}/{limit.period}"
+    limit, left = min(rooms, key=lambda room: room[1] / room[0].amount if room[0].amount else 0.0)
+    return f"{limit.told(max(left, 0))}/{limit.period}"
 
 
 _ROUTES: Final = {
     Status.CACHED: "cached",
     Status.STALE: "cached",
+    Status.IN_REVIEW: "review",
     Status.REFUSED: "refused",
+    Status.NEEDS_CONFIRMATION: "refused",
+    Status.QUEUED: "queued",
 }
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, NonRecordingSpan, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from tracerouter.errors import ProviderError
@@ -101,6 +101,7 @@ class Note:
         self.attributes: dict[str, Any] = {}
         self.events: list[tuple[str, int, dict[str, Any]]] = []
         self.links: tuple[SpanContext, ...] = ()
+        """Spans of other traces that belong to it."""
         self.usage: Usage | None = None
         self.cost_nanos: int | None = 0
         self.error_type: str | None = None
@@ -200,6 +201,11 @@ class Timeline:
             return cls()
         remote = _propagator.extract(headers, otel_context.Context())
         return cls(trace.get_current_span(remote).get_span_context())
+
+    @classmethod
+    def apart(cls) -> Self:
+        """Begin a trace of its own, whatever span is open."""
+        return cls(INVALID_SPAN_CONTEXT)
 
     def server(self, name: str) -> Note:
         """Open the note of an HTTP request that is served."""

@@ -7,7 +7,7 @@ from tracerouter.validators.custom import Custom
 from tracerouter.validators.form import Forbids, Length, Matches
 from tracerouter.validators.judge import Validator, judge
 from tracerouter.validators.language import Language
-from tracerouter.validators.schema import JsonObject, JsonSchema, PydanticModel
+from tracerouter.validators.schema import JsonObject, JsonSchema, PydanticModel, ToolArguments
 from tracerouter.validators.text import Empty, Refusal, Truncated
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Matches",
     "PydanticModel",
     "Refusal",
+    "ToolArguments",
     "Truncated",
     "Validator",
     "judge",

@@ -1,4 +1,4 @@
-"""Which validators look at an answer: those that the caller's own ``response_format`` asks for, and the policy's."""
+"""Which validators look at an answer: those that the caller's format and tools ask for, and the policy's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tracerouter.validators.citations import Citations
 from tracerouter.validators.custom import Custom, load
 from tracerouter.validators.form import Forbids, Length, Matches
 from tracerouter.validators.language import Language
-from tracerouter.validators.schema import JsonObject, JsonSchema, PydanticModel
+from tracerouter.validators.schema import JsonObject, JsonSchema, PydanticModel, ToolArguments
 from tracerouter.validators.text import Empty, Refusal, Truncated
 
 if TYPE_CHECKING:
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from tracerouter.types import Rules, Task
     from tracerouter.validators.judge import Validator
 
-JSON_SCHEMA: Final = "json_schema"
+JSON_SCHEMA: Final = JsonSchema.name
+TOOL_ARGUMENTS: Final = ToolArguments.name
 _SIMPLE: Final[dict[str, Validator]] = {
     one.name: one for one in (Empty(), Truncated(), Refusal(), Citations(), Arithmetic())
 }
-BUILT_IN: Final = (JSON_SCHEMA, *_SIMPLE)
+BUILT_IN: Final = (JSON_SCHEMA, TOOL_ARGUMENTS, *_SIMPLE)
 _KINDS: Final[dict[str, Callable[..., Validator]]] = {
     kind.name: kind for kind in (PydanticModel, Language, Length, Matches, Forbids, Citations)
 }
@@ -67,11 +68,14 @@ class Checks:
                 msg = f"validate: {name!r} is no validator{nearest(name, [*BUILT_IN, *_KINDS])}; known are {known}"
                 raise ConfigError(msg)
 
-    def of(self, task: Task, rules: Rules) -> Sequence[Validator]:
+    def of(self, task: Task, rules: Rules, *, streamed: bool = False) -> Sequence[Validator]:
         """Return the validators of one request, in the policy's order.
 
+        Where the caller gives tools, what an answer gives to them is checked last, whatever the policy says; but an
+        answer that is `streamed` as it comes is not held back for that.
+
         Raises:
-            BadRequest: The caller's schema is no schema.
+            BadRequest: A schema of the caller's is none.
         """
         asked: list[Validator] = []
         if task.schema is not None:
@@ -79,8 +83,14 @@ class Checks:
         elif task.wants_json:
             asked.append(JsonObject())
         for name in rules.validate:
-            if name != JSON_SCHEMA:
+            if name == TOOL_ARGUMENTS:
+                if task.tools:
+                    asked.append(ToolArguments(task.tools, every=True))
+            elif name != JSON_SCHEMA:
                 asked.append(self._known[name])
             elif task.schema is None:
                 asked.append(JsonSchema(rules.schema))
+        held_back = not streamed or any(one.reads_text for one in asked)
+        if task.tools and held_back and TOOL_ARGUMENTS not in rules.validate:
+            asked.append(ToolArguments(task.tools, every=False))
         return asked

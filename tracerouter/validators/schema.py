@@ -1,4 +1,4 @@
-"""Whether an answer is JSON of the right shape; almost-JSON is repaired."""
+"""Whether an answer, or what it gives to tools, is JSON of the right shape; an almost-JSON answer is repaired."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, get_origin
 
 import json_repair
@@ -20,7 +21,7 @@ from tracerouter.validators.custom import broken, imported
 from tracerouter.validators.prose import MOST_FAILURES, only_calls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from tracerouter.types import Completion, Task
 
@@ -32,6 +33,7 @@ _LONGEST_REPAIR: Final = 4_000
 _FENCED: Final = re.compile(r"```\w*\s*(.+?)\s*(?:```|$)", re.DOTALL)
 
 _compiled: Final[LRUCache[bytes, jsonschema_rs.Validator]] = LRUCache(500)
+_AN_OBJECT: Final = jsonschema_rs.validator_for({"type": "object"})
 
 
 class JsonSchema:
@@ -68,7 +70,53 @@ class JsonObject:
         """Parse the answer, repair it if that helps."""
         if only_calls(completion):
             return Check(self.name, "skipped")
-        return _checked(self.name, completion, partial(_failures, _compile({"type": "object"}, SCHEMA_PARAM)))
+        return _checked(self.name, completion, partial(_failures, _AN_OBJECT))
+
+
+class ToolArguments:
+    """What the answer gives to tools must be a JSON object, and fit the tool's ``parameters`` where that is asked.
+
+    No arguments at all count as an empty object. An answer that was cut off at the limit on its tokens is ``skipped``:
+    its finish reason says so, and ``truncated`` turns it down.
+
+    Args:
+        tools: The caller's.
+        every: Whether all must fit their parameters, or only those that the caller marks as ``strict``.
+
+    Raises:
+        BadRequest: The parameters of a tool that must fit them are no schema.
+    """
+
+    name = "tool_arguments"
+    reads_text = True
+
+    def __init__(self, tools: Sequence[Mapping[str, Any]], *, every: bool) -> None:
+        self._shapes: dict[str, jsonschema_rs.Validator] = {}
+        for index, tool in enumerate(tools):
+            function = tool.get("function") or {}
+            parameters = function.get("parameters")
+            if parameters is not None and (every or function.get("strict")):
+                self._shapes[str(function.get("name"))] = _compile(parameters, f"tools[{index}].function.parameters")
+
+    async def validate(self, task: Task, completion: Completion) -> Check:  # noqa: ARG002 - the protocol's
+        """Parse the arguments of each call, and check them."""
+        if not completion.tool_calls or "length" in completion.finish_reasons:
+            return Check(self.name, "skipped")
+        found = (self._failures(call, index) for index, call in enumerate(completion.tool_calls))
+        failures = tuple(islice(chain.from_iterable(found), MOST_FAILURES))
+        return Check(self.name, "failed" if failures else "passed", failures)
+
+    def _failures(self, call: Mapping[str, Any], index: int) -> Iterator[Failure]:
+        function, where = call.get("function"), ("tool_calls", index, "function", "arguments")
+        if function is None:  # a custom tool's input is free text
+            return
+        try:
+            found = orjson.loads(function.get("arguments") or "{}")
+        except orjson.JSONDecodeError:
+            yield _failure(Reason.SCHEMA_INVALID, "the arguments are no JSON", where, "not_json")
+            return
+        shape = self._shapes.get(str(function.get("name")), _AN_OBJECT)
+        yield from _failures(shape, found, where)
 
 
 class PydanticModel:
@@ -152,11 +200,9 @@ def _mended(text: str) -> Any:
     return found
 
 
-def _failures(validator: jsonschema_rs.Validator, found: Any) -> Iterator[Failure]:
-    for number, error in enumerate(validator.iter_errors(found)):
-        if number == MOST_FAILURES:
-            return
-        yield _failure(Reason.SCHEMA_INVALID, error.message, error.instance_path, error.kind.name)
+def _failures(validator: jsonschema_rs.Validator, found: Any, where: Iterable[str | int] = ()) -> Iterator[Failure]:
+    for error in islice(validator.iter_errors(found), MOST_FAILURES):
+        yield _failure(Reason.SCHEMA_INVALID, error.message, (*where, *error.instance_path), error.kind.name)
 
 
 def _failure(code: Reason, message: str, where: Iterable[str | int], detail: str) -> Failure:

@@ -1,133 +1,161 @@
-"""The third door: under an application's own aiohttp client, whose outgoing chat completions are routed in the process.
-
-aiohttp has no public way to make a :class:`aiohttp.ClientResponse`; what is used of its private parts stands in
-:class:`RoutedResponse` and :class:`_Flow` alone, and is pinned by a test.
-"""
+"""The third door: under an application's own aiohttp client, whose outgoing chats are routed in the process."""
 
 from __future__ import annotations
 
 import asyncio
-from http import HTTPStatus
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aiohttp
 import orjson
-from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from tracerouter.errors import BadRequest, ProviderError, RequestRejected, ServerFailed
+from tracerouter.errors import AnswerLost, BadRequest, CallerGone, ProviderError, RequestRejected, ServerFailed
+from tracerouter.providers import anthropic, openai
+from tracerouter.providers.http import Answer, EventParser, taken
+from tracerouter.providers.images import image_tokens
 from tracerouter.telemetry import fresh_id
-from tracerouter.types import Caller, Task
-from tracerouter.web import chat, errors
-from tracerouter.web.events import EventStream
-from tracerouter.web.wrap import completion_of
+from tracerouter.tokens import count_request, gpt_image_tokens
+from tracerouter.types import Caller, Completion, Task, Usage
+from tracerouter.web import chat, errors, messages
+from tracerouter.web.events import ChatEvents, EventStream
+from tracerouter.web.response import Flow, RoutedResponse, arrived
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from aiohttp import web
 
+    from tracerouter.providers.http import Stream
     from tracerouter.router import Router
-    from tracerouter.types import Call, Completion, Meter, Outcome
+    from tracerouter.types import Call, Meter, Outcome
+    from tracerouter.web.events import Events
 
 OPENAI = "https://api.openai.com/v1"
+ANTHROPIC = "https://api.anthropic.com"
 
-_BUFFERED = 64 * 1024
-"""Bytes of a stream that wait for their reader, at most; a chunk may go over."""
+
+class _Api(NamedTuple):
+    """What applications speak to the models that they call."""
+
+    path: str
+    asked: Callable[[object], object]
+    """Makes an OpenAI chat request of a request. Raises BadRequest for what can't be said in one."""
+    events: Callable[[Task], Events]
+    plain: Callable[[Outcome], web.Response]
+    refusal: Callable[[errors.Problem, str], web.Response]
+    read: Callable[[bytes, Meter], Completion]
+    """Reads an answer of the API itself that came whole, as `stream` does one that arrives."""
+    stream: Callable[[Meter], Stream]
+    image_tokens: Callable[..., int]
+    """Counts an image, by its part of a chat request and the model's name."""
+
+
+_CHAT = _Api(
+    "/chat/completions",
+    lambda body: body,
+    ChatEvents,
+    lambda outcome: chat.plain(outcome, "chat.completion"),
+    errors.response,
+    openai.plain,
+    openai.Stream,
+    lambda part, model: gpt_image_tokens(part),  # noqa: ARG005 - one formula for all of them
+)
+_MESSAGES = _Api(
+    "/v1/messages",
+    messages.chat_request,
+    messages.MessageEvents,
+    messages.plain,
+    messages.refusal,
+    anthropic.plain,
+    anthropic.Stream,
+    image_tokens,
+)
 
 
 def client_middleware(
-    router: Router, base_url: str = OPENAI, *, identify: Callable[[], Caller] = Caller
+    router: Router,
+    openai_url: str = OPENAI,
+    anthropic_url: str = ANTHROPIC,
+    *,
+    identify: Callable[[], Caller] = Caller,
 ) -> aiohttp.ClientMiddlewareType:
     """Make a middleware for ``ClientSession(middlewares=[…])``.
 
-    Every POST of the session to ``{base_url}/chat/completions`` is routed. The original call, as the application makes
-    it, is the last rung of the ladder: the alias ``handler``, whose price and rules are those of a wrapped service. All
-    else goes out untouched, and so does what is no chat request.
+    Every POST of the session to ``{openai_url}/chat/completions`` and ``{anthropic_url}/v1/messages`` is routed, and
+    answered in the API's own shape. The original call, as the application makes it, is the last rung of the ladder: the
+    alias ``handler``, whose price and rules are those of a wrapped service. All else goes out untouched, and so does
+    what is no chat request, or can't be said in one.
 
     Args:
         router: Not closed here.
-        base_url: Up to and without ``/chat/completions``.
+        openai_url: Up to and without ``/chat/completions``.
+        anthropic_url: Up to and without ``/v1/messages``.
         identify: Says who asks, in the context of the call. By default everybody is the tenant ``default``.
     """
-    target = URL(f"{base_url.rstrip('/')}/chat/completions")
+    bases = ((openai_url, _CHAT), (anthropic_url, _MESSAGES))
+    apis = {URL(f"{base.rstrip('/')}{api.path}"): api for base, api in bases}
 
     async def routed(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        if request.method != "POST" or request.url.with_query(None) != target:
+        api = apis.get(request.url.with_query(None)) if request.method == "POST" else None
+        if api is None:
             return await handler(request)
-        original = _Original(request, handler)
+        original = _Original(request, handler, api, router.write_timeout)
         try:
-            asked = await _task(request, original, identify())
+            task = await _task(original, identify())
         except BadRequest:  # what we can't read, the service may
             return await handler(request)
-        return await (_streamed if asked.body.get("stream") else _whole)(request, router, asked, original)
+        return await (_streamed if task.body.get("stream") else _whole)(router, task, original)
 
     return routed
 
 
-async def _task(request: aiohttp.ClientRequest, original: _Original, caller: Caller) -> Task:
+async def _task(original: _Original, caller: Caller) -> Task:
     """Read the request.
 
     Raises:
         BadRequest: It is none that can be read, or none whose body can be read twice.
     """
+    request = original.request
     payload = request.body
     if not isinstance(payload, aiohttp.BytesPayload) or "content-encoding" in request.headers:
         msg = "the body is no JSON in memory"
         raise BadRequest(msg)
     raw = await payload.as_bytes()
     try:
-        body = orjson.loads(raw)
+        body = original.api.asked(orjson.loads(raw))
     except orjson.JSONDecodeError as error:
         msg = f"the body is no JSON: {error}"
         raise BadRequest(msg) from None
     told = chat.wishes(request.headers)
-    return Task.parse(body, max_bytes=len(raw) * 2, caller=caller, request_id=fresh_id(), handler=original, **told)
+    task = Task.parse(body, max_bytes=len(raw) * 2, caller=caller, request_id=fresh_id(), handler=original, **told)
+    original.asked = task.body
+    return task
 
 
-async def _whole(
-    request: aiohttp.ClientRequest, router: Router, task: Task, original: _Original
-) -> aiohttp.ClientResponse:
+async def _whole(router: Router, task: Task, original: _Original) -> aiohttp.ClientResponse:
     try:
         outcome = await router.route(task)
     except BadRequest as error:
-        return _answered(request, errors.response(errors.of_bad_request(error), task.request_id or ""))
-    return original.last_word(router, outcome) or _answered(request, chat.plain(outcome, "chat.completion"))
+        return _refused(error, task, original)
+    return _settled(router, outcome, original)
 
 
-async def _streamed(
-    request: aiohttp.ClientRequest, router: Router, task: Task, original: _Original
-) -> aiohttp.ClientResponse:
+async def _streamed(router: Router, task: Task, original: _Original) -> aiohttp.ClientResponse:
     """Return as soon as the first chunk is there; the rest is routed while the application reads."""
     opened: asyncio.Future[RoutedResponse] = asyncio.get_running_loop().create_future()
+    original.opened = opened
 
-    async def opening(headers: dict[str, str]) -> _Flow:
-        flow = _Flow()
-        opened.set_result(RoutedResponse.made(request, 200, headers, flow.content))
+    async def opening(headers: dict[str, str]) -> Flow:
+        if opened.done():
+            msg = "the application reads another stream already, that of the original call"
+            raise CallerGone(msg)
+        flow = Flow(router.write_timeout)
+        opened.set_result(RoutedResponse.made(original.request, 200, _quoted(headers), flow.content))
         return flow
 
-    stream = EventStream(task, router.policy.id, opening)
-
-    async def route() -> aiohttp.ClientResponse | None:
-        """Return the answer, where it is not what has been opened."""
-        try:
-            outcome = await router.route(task, stream.send)
-            if stream.response is None:
-                whole = original.last_word(router, outcome)
-                if whole is not None or outcome.completion is None:
-                    return whole or _answered(request, chat.plain(outcome, "chat.completion"))
-            await stream.finish(outcome)
-        except Exception as error:
-            if stream.response is not None:
-                await stream.fail(error)
-                return None
-            if isinstance(error, BadRequest):
-                return _answered(request, errors.response(errors.of_bad_request(error), task.request_id or ""))
-            raise
-        return None
-
-    routing = asyncio.create_task(route())
+    stream = EventStream(task.request_id or "", router.policy.id, original.api.events(task), opening)
+    routing = asyncio.create_task(_filled(stream, router, task, original))
     try:
         either: set[asyncio.Future[Any]] = {routing, opened}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -144,135 +172,156 @@ async def _streamed(
     return response
 
 
+async def _filled(
+    stream: EventStream[Flow], router: Router, task: Task, original: _Original
+) -> aiohttp.ClientResponse | None:
+    """Route the task into `stream`; return the answer, where that has not been opened."""
+    try:
+        outcome = await router.route(task, stream.send)
+        if stream.response is None and (outcome.completion is None or router.ended_at_handler(outcome)):
+            return _settled(router, outcome, original)
+        await stream.finish(outcome)
+    except CallerGone:  # who reads no more is told nothing more
+        return None
+    except Exception as error:
+        if stream.response is not None:
+            await stream.fail(error)
+            return None
+        if isinstance(error, BadRequest):
+            return _refused(error, task, original)
+        raise
+    finally:
+        original.end()
+    return None
+
+
+def _settled(router: Router, outcome: Outcome, original: _Original) -> aiohttp.ClientResponse:
+    """Return the original call's answer, or raise its error, where it had the last word; else what was routed."""
+    if outcome.review is None and router.ended_at_handler(outcome):
+        if original.error is not None:
+            raise original.error
+        if original.response is not None:
+            return original.response
+    return _answered(original.request, original.api.plain(outcome))
+
+
+def _refused(error: BadRequest, task: Task, original: _Original) -> aiohttp.ClientResponse:
+    return _answered(original.request, original.api.refusal(errors.of_bad_request(error), task.request_id or ""))
+
+
 class _Original:
     """The call as the application makes it, called as a rung. What it is answered goes to the application as it is."""
 
-    def __init__(self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> None:
-        self._request = request
+    asked: Mapping[str, Any]
+    """The chat request that it is."""
+    opened: asyncio.Future[RoutedResponse] | None = None
+    """Where the application waits for a stream, if it does."""
+
+    def __init__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType, api: _Api, write_timeout: float
+    ) -> None:
+        self.request = request
         self._handler = handler
-        self._response: aiohttp.ClientResponse | None = None
-        self._error: Exception | None = None
+        self.api = api
+        self._write_timeout = write_timeout
+        self.response: aiohttp.ClientResponse | None = None
+        self._flow: Flow | None = None
+        self.error: Exception | None = None
 
     async def __call__(self, call: Call, meter: Meter) -> Completion:
-        """Make the call; of a stream, which the application reads, nothing is known here.
+        """Make the call. A stream is read along while the application reads it.
 
         Raises:
             ProviderError: It failed; the application gets its own error.
+            CallerGone: The application takes nothing of the stream.
         """
         for name, value in call.headers.items():
-            self._request.headers.setdefault(name, value)
-        self._response = self._error = None
+            self.request.headers.setdefault(name, value)
+        legible = True
         try:
-            response = self._response = await self._handler(self._request)
-            raw = await response.read() if response.content_type == "application/json" else None
+            response = self.response = await self._handler(self.request)
+            kind = response.content_type
+            if "content-encoding" in response.headers and not self.request.session.auto_decompress:
+                kind = "packed"
+            if kind == "application/json" or response.status >= 400:  # noqa: PLR2004 - HTTP's own number
+                raw = await response.read()
+                response.content = arrived(raw)  # the application may read it from there, too
+            if response.status >= 400:  # noqa: PLR2004
+                meter.refused()
+                failed = ServerFailed if response.status >= 500 else RequestRejected  # noqa: PLR2004
+                msg = f"the original call was answered {response.status}"
+                raise failed(msg, status=response.status)
+            if kind == "application/json":
+                return self.api.read(raw, meter)
+            if kind == "text/event-stream" and self.opened is not None:
+                return await self._passed_on(response, self.opened, self.api.stream(meter))
+            legible = False
+            return Completion.of("", model="handler")
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            self._error = error
+            self.error = error
+            if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
+                meter.refused()
             msg = f"the original call failed ({type(error).__name__})"
             raise ProviderError(msg) from error
-        if response.status >= 400:  # noqa: PLR2004 - HTTP's own number
-            meter.refused()
-            failed = ServerFailed if response.status >= 500 else RequestRejected  # noqa: PLR2004
-            msg = f"the original call was answered {response.status}"
-            raise failed(msg, status=response.status)
-        return completion_of(raw)
+        finally:
+            use = meter.uses[-1]
+            if legible and not use.refused and use.usage is None and use.begun is None:
+                images = partial(self.api.image_tokens, model=str(self.asked.get("model")))
+                meter.begun(Usage(count_request(self.asked, images)))
 
-    def last_word(self, router: Router, outcome: Outcome) -> aiohttp.ClientResponse | None:
-        """Return its answer, where it was asked last.
+    async def _passed_on(
+        self, response: aiohttp.ClientResponse, opened: asyncio.Future[RoutedResponse], stream: Stream
+    ) -> Completion:
+        """Let the application read the stream as it comes, and read it along; nobody waits for its end here."""
+        flow = self._flow = Flow(self._write_timeout)
+        made = RoutedResponse.made(
+            self.request, response.status, response.headers, flow.content, reason=response.reason
+        )
+        opened.set_result(made)
+        parser, error, over = EventParser(), None, False
+        try:
+            while not over and (piece := await response.content.readany()):
+                try:
+                    _read(stream, parser.feed(piece) if error is None else ())
+                except ProviderError as found:
+                    error = found
+                told = error is not None and not isinstance(error, AnswerLost)  # else we can't read it, but it goes on
+                over = made.complete = stream.ended or told
+                await flow.write(piece, wait=not over)
+            if error is None:
+                _read(stream, parser.end())
+            await Answer(response).drain()
+        finally:
+            response.close()
+        if error is not None:
+            raise error
+        return stream.completion()
 
-        Raises:
-            Exception: Its own error, where it had one.
-        """
-        if not router.ended_at_handler(outcome):
-            return None
-        if self._error is not None:
-            raise self._error
-        return self._response
+    def end(self) -> None:
+        """End the stream that was passed on, if one was: only now, since who has read all of it may close it."""
+        if self._flow is None:
+            return
+        if self.error is not None:
+            self._flow.content.set_exception(self.error)
+        else:
+            self._flow.content.feed_eof()
+
+
+def _read(stream: Stream, events: Iterable[bytes]) -> None:
+    for data in events:
+        if not stream.ended:
+            for _ in taken(stream, data):
+                pass
 
 
 def _answered(request: aiohttp.ClientRequest, answer: web.Response) -> RoutedResponse:
     """Make a response that has arrived whole."""
-    flow = _Flow()
     body = answer.body
     assert isinstance(body, bytes)  # noqa: S101 - ours always is
-    flow.content.feed_data(body)
-    flow.content.feed_eof()
-    headers = {**answer.headers, "content-length": str(len(body))}
-    return RoutedResponse.made(request, answer.status, headers, flow.content)
+    headers = {**_quoted(answer.headers), "content-length": str(len(body))}
+    return RoutedResponse.made(request, answer.status, headers, arrived(body))
 
 
-class RoutedResponse(aiohttp.ClientResponse):
-    """An answer that was routed, for an application that expects one from the network."""
-
-    routing: asyncio.Task[Any] | None = None
-    """What is still at work on it; it ends when the response is closed."""
-
-    @classmethod
-    def made(
-        cls, request: aiohttp.ClientRequest, status: int, headers: Mapping[str, str], content: aiohttp.StreamReader
-    ) -> RoutedResponse:
-        """Make one as ``ClientRequest.send`` and ``ClientResponse.start`` do, but without a connection."""
-        unsent: Any = SimpleNamespace(output_size=0)
-        untimed: Any = None
-        made = cls(
-            request.method,
-            request.original_url,
-            writer=None,
-            continue100=None,
-            timer=untimed,
-            request_info=request.request_info,
-            traces=[],
-            loop=asyncio.get_running_loop(),
-            session=request.session,
-            stream_writer=unsent,
-        )
-        made._closed = False
-        made.version = aiohttp.HttpVersion11
-        made.status = status
-        made.reason = HTTPStatus(status).phrase
-        made._headers = CIMultiDictProxy(CIMultiDict(headers))
-        made._raw_headers = tuple((name.encode(), value.encode()) for name, value in headers.items())
-        made.content = content
-        return made
-
-    def close(self) -> None:
-        """Stop what is still at work, and close."""
-        self._stop()
-        super().close()
-
-    def release(self) -> Any:
-        """Stop what is still at work, and release."""
-        self._stop()
-        return super().release()
-
-    def _stop(self) -> None:
-        if self.routing is not None:
-            self.routing.cancel()
-
-
-class _Flow:
-    """Fills a stream reader as fast as it is read: to the reader, it is a connection's protocol."""
-
-    connected = True
-
-    def __init__(self) -> None:
-        self._flowing = asyncio.Event()
-        self._flowing.set()
-        protocol: Any = self
-        self.content = aiohttp.StreamReader(protocol, _BUFFERED, loop=asyncio.get_running_loop())
-
-    def pause_reading(self) -> None:
-        """Let ``write`` wait; the reader calls this when it holds enough."""
-        self._flowing.clear()
-
-    def resume_reading(self, **_: bool) -> None:
-        """Let ``write`` go on; the reader calls this when it has been read."""
-        self._flowing.set()
-
-    async def write(self, data: bytes) -> None:
-        """Add to what can be read; waits while that is much."""
-        self.content.feed_data(data)
-        await self._flowing.wait()
-
-    async def write_eof(self) -> None:
-        """End it."""
-        self.content.feed_eof()
+def _quoted(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return our headers, with the request id under the name that Anthropic's SDK looks for, too."""
+    return {**headers, "request-id": headers["x-request-id"]}

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from aiohttp import web
 
-from tracerouter.errors import BadRequest, Unauthorized, place
+from tracerouter.errors import BadRequest, NotFound, StoreUnavailable, Unauthorized, place
 from tracerouter.types import Caller, Task
-from tracerouter.web import chat, errors, tracing
+from tracerouter.web import chat, errors, jobs, quota, reviews, tracing
 from tracerouter.web.chat import REQUEST_ID
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def application(
 
     Args:
         router: Where requests go.
-        keys: API keys; None: everybody is the tenant ``default``.
+        keys: API keys; None: everybody is the tenant ``default``, with every right.
         max_body: The largest request body (bytes).
         keep_alive: Seconds of silence in a stream after which a comment is sent; None: never.
     """
@@ -47,6 +47,11 @@ def application(
     app.router.add_post("/v1/chat/completions", gateway.chat_completions)
     app.router.add_post("/v1/embeddings", gateway.embeddings)
     app.router.add_get("/v1/models", gateway.models)
+    if router.jobs is not None:
+        app.router.add_get(jobs.PATH, gateway.job)
+        app.router.add_delete(jobs.PATH, gateway.cancel_job)
+    quota.add_routes(app, router, gateway.identified)
+    reviews.add_routes(app, router, gateway.identified)
     app.router.add_get("/healthz", gateway.healthz)
     app.router.add_get("/readyz", gateway.readyz)
     app.on_startup.append(gateway.start)
@@ -68,23 +73,10 @@ class _Gateway:
         if request.path in _UNTRACED:
             return await handler(request)
         async with tracing.served(request, self._router.telemetry, request_id) as note:
-            response = await self._answered(request, handler, request_id)
+            response = await answered(request, handler, request_id)
             if note is not None:
                 note.answered(response.status)
         return response
-
-    async def _answered(self, request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
-        try:
-            return await handler(request)
-        except BadRequest as error:
-            problem = errors.of_bad_request(error)
-        except web.HTTPException as error:
-            code = "not_found" if error.status == 404 else "http_error"  # noqa: PLR2004 - HTTP's own number
-            problem = errors.Problem(error.status, f"{request.method} {request.path[:128]}: {error.reason}", code)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer
-            log.error("request %s failed: %s", request_id, place(error))
-            problem = errors.INTERNAL
-        return errors.response(problem, request_id)
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
         """``POST /v1/chat/completions``."""
@@ -107,6 +99,22 @@ class _Gateway:
         ]
         return web.json_response({"object": "list", "data": told}, headers={"x-request-id": request[REQUEST_ID]})
 
+    async def job(self, request: web.Request) -> web.Response:
+        """``GET /tracerouter/jobs/ID``: what has become of it; to its own caller."""
+        caller, wanted = self._caller(request), request.match_info["id"]
+        found = await self._router.jobs.get(wanted, caller) if self._router.jobs else None
+        if found is None:
+            raise NotFound(_no_job(wanted), "id")
+        return web.json_response(jobs.told(found), headers={"x-request-id": request[REQUEST_ID]})
+
+    async def cancel_job(self, request: web.Request) -> web.Response:
+        """``DELETE /tracerouter/jobs/ID``: it is stopped, and all that was kept of it deleted."""
+        caller, wanted = self._caller(request), request.match_info["id"]
+        if self._router.jobs is None or not await self._router.jobs.cancel(wanted, caller):
+            raise NotFound(_no_job(wanted), "id")
+        told = {"id": wanted, "object": "tracerouter.job", "deleted": True}
+        return web.json_response(told, headers={"x-request-id": request[REQUEST_ID]})
+
     async def healthz(self, _: web.Request) -> web.Response:
         """``GET /healthz``: the process lives."""
         return web.json_response({"status": "ok"})
@@ -125,9 +133,13 @@ class _Gateway:
         """Flush spans and free everything, after the last request."""
         await self._router.close()
 
+    async def identified(self, request: web.Request) -> Caller:
+        """Say who asks."""
+        return self._caller(request)
+
     def _caller(self, request: web.Request) -> Caller:
         if self._keys is None:
-            return Caller()
+            return Caller(admin=True, reviewer=True)  # the machine's owner: it listens on loopback only
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         caller = self._keys.caller(key.strip()) if scheme.lower() == "bearer" and key else None
         if caller is None:
@@ -135,3 +147,24 @@ class _Gateway:
             msg = f"an API key is needed, as `Authorization: Bearer KEY`; {found}"
             raise Unauthorized(msg, "authorization")
         return caller
+
+
+def _no_job(wanted: str) -> str:
+    return f"there is no job {wanted[:64]!r}: an answer is kept for a day"
+
+
+async def answered(request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
+    """Run `handler`, and answer whatever goes wrong in OpenAI's shape."""
+    try:
+        return await handler(request)
+    except BadRequest as error:
+        problem = errors.of_bad_request(error)
+    except StoreUnavailable:
+        problem = errors.UNAVAILABLE
+    except web.HTTPException as error:
+        code = "not_found" if error.status == 404 else "http_error"  # noqa: PLR2004 - HTTP's own number
+        problem = errors.Problem(error.status, f"{request.method} {request.path[:128]}: {error.reason}", code)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer
+        log.error("request %s failed: %s", request_id, place(error))
+        problem = errors.INTERNAL
+    return errors.response(problem, request_id)

@@ -10,8 +10,9 @@ from aiohttp import web
 from tracerouter.errors import BadRequest, ConfigError, RequestRejected, ServerFailed
 from tracerouter.router import Router
 from tracerouter.types import NANOS, Caller, Completion, Usage
-from tracerouter.web import chat, errors, tracing
+from tracerouter.web import chat, errors, reviews, tracing
 from tracerouter.web.chat import REQUEST_ID
+from tracerouter.web.server import answered
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -57,6 +58,7 @@ def setup(app: web.Application, router: Router, *, wrap: Iterable[str] = (), ide
     """
     paths = frozenset(wrap)
     app.middlewares.append(middleware(router, wrap=paths, identify=identify))
+    reviews.add_routes(app, router, lambda request: _caller(request, identify), _answering)
 
     async def start(app: web.Application) -> None:
         known = {resource.canonical for resource in app.router.resources()}
@@ -97,6 +99,16 @@ def middleware(router: Router, *, wrap: Iterable[str] = (), identify: Identify |
         return response
 
     return around
+
+
+def _answering(handler: Handler) -> Handler:
+    """Make an endpoint of ours answer as the gateway's do, whatever the application's middlewares are."""
+
+    async def endpoint(request: web.Request) -> web.StreamResponse:
+        request[REQUEST_ID] = request_id = chat.request_id(request)
+        return await answered(request, handler, request_id)
+
+    return endpoint
 
 
 async def _routed(

@@ -30,7 +30,7 @@ import yaml
 from dashboards import queries, resolve
 from dashboards.alerts import ALERTS, Change
 from dashboards.rules import rules
-from tests.gateway import openai_models, write
+from tests.gateway import embedding_model, openai_models, write
 from tests.observability import Collector, Prometheus, Serve, Sink
 from tests.upstream import Upstream
 from tracerouter.telemetry import names
@@ -52,6 +52,8 @@ PATIENCE: Final = 60.0
 
 TICKET: Final = {"type": "object", "required": ["total"], "properties": {"total": {"type": "number"}}}
 POLICY: Final[dict[str, Any]] = {
+    "ladder": ["small", "large"],
+    "embeddings": ["embed"],
     "min_confidence": 0.5,
     "max_output_tokens": 64,
     "validate": ["empty"],
@@ -61,10 +63,11 @@ POLICY: Final[dict[str, Any]] = {
         "summarize": {"match": ["^summarise"]},
         "answer": {"match": ["^when"]},
     },
+    "risks": {"legal": {"match": ["^is this contract"], "detect": False, "review": "draft"}},
 }
 
 Request = dict[str, Any]
-"""``text``, and what else is asked: ``task`` and ``tenant``, or more of the body."""
+"""``text``, and what else is asked: ``task`` and ``key``, or more of the body; or ``input``, for embeddings."""
 
 _drawn = random.Random(3)
 
@@ -74,7 +77,7 @@ class Drill:
 
     Args:
         folder: Where its files go.
-        models: What `small` and `large` have besides.
+        models: What `small`, `large` and `embed` have besides; another alias is a model as `small` is.
         settings: What ``tracerouter.yaml`` has besides.
     """
 
@@ -110,9 +113,9 @@ class Drill:
         rules_file.write_text(rules(SCALE))
         self.collector = await enter(Collector(self.folder, self.sink))
         self.prometheus = await enter(Prometheus(self.folder, self.collector, rules_file))
-        models = openai_models(self.upstream.url)
+        models = openai_models(self.upstream.url) | embedding_model(self.upstream.url)
         for alias, more in self._models.items():
-            models[alias] = {**models[alias], **more}
+            models[alias] = {**models.get(alias, models["small"]), **more}
         telemetry = {"otlp": self.collector.otlp, "metric_interval": "200ms", "keep": {"share": 0.05}}
         self.write_schema(TICKET)
         self.config = write(self.folder, models, POLICY, telemetry=telemetry, **self._settings)
@@ -149,11 +152,13 @@ class Drill:
         headers = {"authorization": f"Bearer {told.pop('key')}"} if "key" in told else {}
         if "task" in told:
             headers["x-tracerouter-task"] = told.pop("task")
-        body = {"model": "auto", "messages": [{"role": "user", "content": told.pop("text")}], **told}
+        if "input" in told:
+            path, body = "embeddings", {"model": "embed", **told}
+        else:
+            asked = {"model": "auto", "messages": [{"role": "user", "content": told.pop("text")}]}
+            path, body = "chat/completions", {**asked, **told}
         with contextlib.suppress(aiohttp.ClientError):  # a gateway that restarts
-            async with self._session.post(
-                f"{self.gateway.url}/v1/chat/completions", json=body, headers=headers
-            ) as response:
+            async with self._session.post(f"{self.gateway.url}/v1/{path}", json=body, headers=headers) as response:
                 await response.read()
                 self.answers.append(response.headers.get("x-tracerouter-route", ""))
 
@@ -242,6 +247,18 @@ class Drill:
         assert check.returncode == 0, said.decode()
         await self.gateway.stop()
         await self.gateway.start()
+
+    async def reject_all(self) -> None:
+        """Decide on every review that waits, as a reviewer does."""
+        url = f"{self.gateway.url}/tracerouter/reviews"
+        while True:
+            async with self._session.get(url, params={"state": "pending", "limit": "1000"}) as response:
+                waiting = (await response.json())["data"]
+            if not waiting:
+                return
+            for review in waiting:
+                async with self._session.post(f"{url}/{review['id']}/reject") as response:
+                    assert response.status == 200
 
     def write_schema(self, schema: Mapping[str, Any]) -> None:
         """Write what extractions are validated by."""

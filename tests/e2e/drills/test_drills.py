@@ -12,6 +12,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from tests.e2e.drills.drill import TICKET, Request, above
+from tests.upstream import Upstream
+from tracerouter.telemetry import names
 
 if TYPE_CHECKING:
     from tests.e2e.drills.conftest import Drills
@@ -37,6 +39,11 @@ def extract(number: int) -> Request:
 def puzzle(number: int) -> Request:
     """One that no rule knows, and the large model gets."""
     return {"text": f"think about riddle {number}"}
+
+
+def vector(number: int) -> Request:
+    """One for embeddings."""
+    return {"input": f"note {number}"}
 
 
 async def test_fallback_storm_from_a_schema_change(drill_of: Drills) -> None:
@@ -150,6 +157,47 @@ async def test_classifier_drift(drill_of: Drills) -> None:
         assert await drill.routes() == {"expensive"}
 
 
+async def test_classifier_model_hangs(drill_of: Drills) -> None:
+    """The model that sorts what no rule knows says nothing more: it all goes to the large one, until another sorts."""
+    label = f"ok {json.dumps({'label': 'answer', 'confidence': 0.9})}"
+    sorted_by_model = {"models": {"sorter": {"model": "sorter-1"}}, "classifier": ["rules", {"llm": "sorter"}]}
+    async with drill_of(**sorted_by_model) as drill, drill.traffic(summarize, puzzle):
+        drill.upstream.default |= {"sorter-1": label, "large-1": label}
+        await drill.calm("ClassifierFailing")
+        assert await drill.routes() == {"cheap"}
+        drill.upstream.default["sorter-1"] = "hang"
+        drill.inject()
+        await drill.fires("ClassifierFailing", severity="ticket")
+        await drill.panel_shows("ClassifierFailing", above(0.2))
+        assert not await drill.prometheus.alerts("ProviderErrors")
+        assert await drill.prometheus.query('tracerouter_attempts_total{model="sorter", error_type="timeout"}')
+        route = await drill.trace_names("abstained", keep="share")
+        failed = {span.name: span for span in drill.sink.traces[route.trace_id] if span.failed}
+        assert failed.keys() == {"classify", "chat sorter-1"}
+        assert {span.attributes[names.ERROR_TYPE] for span in failed.values()} == {"timeout"}
+        assert await drill.routes() == {"cheap", "expensive"}
+        await drill.confine("ClassifierFailing")
+        assert await drill.routes() == {"cheap"}
+
+
+async def test_embeddings_down(drill_of: Drills) -> None:
+    """Nothing can stand in for a model that embeds: its requests fail, until the same model is asked elsewhere."""
+    async with Upstream() as elsewhere, drill_of() as drill, drill.traffic(summarize, vector):
+        await drill.calm("ProviderErrors")
+        drill.upstream.default["embed-1"] = "503"
+        drill.inject()
+        await drill.fires("ProviderErrors", model="embed", severity="page")
+        await drill.prometheus.firing("RequestsFailing")
+        await drill.panel_shows("ProviderErrors", above(0.5, model="embed"))
+        route = await drill.trace_names("no_rung_left", keep="error", label="embeddings")
+        (call,) = (span for span in drill.sink.traces[route.trace_id] if span.name == "embeddings embed-1")
+        assert (call.failed, call.attributes[names.ERROR_TYPE]) == (True, "provider_error")
+        drill.change("tracerouter.yaml", models={"embed": {"base_url": elsewhere.url}})  # as the runbook says
+        await drill.restart()
+        await drill.prometheus.resolved("ProviderErrors")
+        assert elsewhere.requests
+
+
 async def test_validation_spike(drill_of: Drills) -> None:
     """The cheap model answers prose where JSON is asked for; with the validator off, it is taken as it is."""
 
@@ -167,6 +215,61 @@ async def test_validation_spike(drill_of: Drills) -> None:
         await drill.trace_names("schema_invalid")
         await drill.confine("ValidationFailureSpike", which=1)
         assert await drill.routes() == {"cheap"}
+
+
+async def test_a_tenants_budget_is_used_up(drill_of: Drills) -> None:
+    """A tenant spends its budget: its users are refused and others served, until the limit is raised."""
+    keys = [{"key": f"key-of-{name}", "tenant": name} for name in ("acme", "globex")]
+    dear = {"price": {"input": 100, "output": 400}}
+    drill = drill_of(models={"small": dear, "large": dear}, keys={"file": "keys.json"})
+    (drill.folder / "keys.json").write_text(json.dumps(keys))
+
+    def usual(number: int) -> Request:
+        return {**summarize(number), "key": "key-of-globex"}
+
+    def spending(number: int) -> Request:
+        return {**summarize(number), "key": "key-of-acme"}
+
+    async with drill:
+        drill.change("policy.yaml", quotas=[{"per": "tenant", "tenant": "acme", "limit": "1 USD/month"}])
+        await drill.restart()
+        async with drill.traffic(usual):
+            await drill.calm("BudgetExhaustion")
+            drill.kinds = [usual, spending]
+            drill.inject()
+            await drill.fires("BudgetExhaustion", sign="nearly_used_up", tenant="acme", period="month")
+            await drill.panel_shows("BudgetExhaustion", above(0.9, tenant="acme"))
+            await drill.prometheus.until('ALERTS{alertname="BudgetExhaustion", sign="refused", alertstate="firing"}')
+            await drill.panel_shows("BudgetExhaustion", above(0.05, scope="acme tenant 1 USD/month"))
+            route = await drill.trace_names("budget_exhausted", keep="refusal", tenant="acme")
+            (quota,) = (span for span in drill.sink.traces[route.trace_id] if span.name == "quota")
+            assert quota.attributes[names.QUOTA_SCOPE] == "acme tenant 1 USD/month"
+            assert quota.attributes[names.QUOTA_ACTION] == "refuse"
+            assert quota.attributes[names.QUOTA_HEADROOM] < 0.1
+            assert await drill.routes() == {"cheap", "refused"}
+            await drill.confine("BudgetExhaustion")
+            assert await drill.routes() == {"cheap"}
+
+
+async def test_review_backlog(drill_of: Drills) -> None:
+    """More contracts come than people can look at: with the line they see fewer, and decide on what waits."""
+
+    def contract(number: int) -> Request:
+        return {"text": f"is this contract valid? {number}"}
+
+    async with drill_of() as drill, drill.traffic(summarize, contract):
+        drill.kinds = [summarize]
+        await drill.calm("ReviewBacklog")
+        drill.kinds = [summarize, contract]
+        drill.inject()
+        await drill.fires("ReviewBacklog", sign="depth", severity="ticket")
+        await drill.panel_shows("ReviewBacklog", above(20))
+        await drill.trace_names("risk", keep="review")
+        assert "review" in await drill.routes()
+        await drill.confine("ReviewBacklog", which=1, resolves=False)  # what waits has still to be decided on
+        assert "review" not in await drill.routes()
+        await drill.reject_all()
+        await drill.prometheus.resolved("ReviewBacklog")
 
 
 async def test_collector_down(drill_of: Drills) -> None:

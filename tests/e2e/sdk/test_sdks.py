@@ -16,8 +16,9 @@ from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from tests.e2e.sdk.clients import CLIENTS, KEY
-from tests.gateway import Gateway, embedding_model, openai_models, write
-from tests.upstream import Upstream
+from tests.gateway import Gateway, cost_of, embedding_model, nanos, openai_models, write
+from tests.upstream import Prices, Upstream
+from tracerouter import Task
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -115,19 +116,34 @@ FEATURES: dict[str, Feature] = {
 }  # fmt: skip
 
 
+PRICES = {
+    "small-1": Prices(150_000_000, 600_000_000),
+    "large-1": Prices(2_500_000_000, 10_000_000_000),
+    "embed-1": Prices(20_000_000, 0),
+}
+
+
 @pytest.fixture
 async def upstream() -> AsyncIterator[Upstream]:
     """An upstream that does as it is told."""
-    async with Upstream() as running:
+    async with Upstream(prices=PRICES) as running:
         yield running
 
 
 @pytest.fixture
 async def gateway(tmp_path: Path, upstream: Upstream) -> AsyncIterator[Gateway]:
-    """A gateway in front of it."""
+    """A gateway in front of it; in the end every account of what a test's SDK asked for is the upstream's bill."""
     models = openai_models(upstream.url, timeout=5) | embedding_model(upstream.url)
     async with Gateway(write(tmp_path, models, {"embeddings": ["embed"]})) as running:
         yield running
+    spans, records = running.seen.spans, running.records()
+    assert upstream.charges
+    assert {
+        "spans that ask": cost_of(spans, "chat") + cost_of(spans, "embeddings"),
+        "route spans": cost_of(spans, "route"),
+        "ledger": running.query("SELECT coalesce(sum(cost_nanos), 0) FROM entries")[0][0],
+        "records": sum(nanos(record["cost"]) for record in records.values()),
+    } == dict.fromkeys(("spans that ask", "route spans", "ledger", "records"), upstream.nanos)
 
 
 @pytest.mark.parametrize(
@@ -245,6 +261,51 @@ async def test_a_rate_limit_is_waited_for(gateway: Gateway, upstream: Upstream, 
     assert time.monotonic() - started >= 1
 
 
+LIMITS: dict[str, tuple[dict[str, Any], int, str, str]] = {
+    "a budget": (
+        {"quotas": [{"per": "tenant", "limit": "0 requests/day"}]}, 429, "RateLimitError", "ModelRateLimitError",
+    ),
+    "a budget that may be passed": (
+        {"quotas": [{"per": "tenant", "limit": "0 requests/day", "then": ["confirm"]}]},
+        409, "ConflictError", "ModelHTTPError",
+    ),
+    "a rate": ({"rates": [{"limit": "1 requests/minute"}]}, 429, "RateLimitError", "ModelRateLimitError"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LIMITS)
+@pytest.mark.parametrize("sdk", [sdk for sdk, client in CLIENTS.items() if "retries" not in client.lacks])
+async def test_a_limit_is_told_once(tmp_path: Path, upstream: Upstream, sdk: str, case: str) -> None:
+    """An SDK with 3 retries raises its own error for a limit that was reached, and asks once: waiting is for people."""
+    policy, status, raised, of_pydantic_ai = LIMITS[case]
+    async with Gateway(write(tmp_path, openai_models(upstream.url), policy)) as gateway:
+        await gateway.router.route(Task.chat("the only one that a rate lets in"))
+        said = await CLIENTS[sdk].chat(f"{gateway.url}/v1", FEATURES["plain"].request, retries=3)
+        assert sum(span.name == "route default@1" for span in gateway.seen.spans) == 2
+    assert (said.status, said.error) == (status, {"pydantic-ai": of_pydantic_ai}.get(sdk, raised))
+
+
+async def test_a_limit_is_passed_with_the_python_sdk(tmp_path: Path, upstream: Upstream) -> None:
+    """What it raises holds the token, what it sends takes it, and 202 is an answer: of a job."""
+    policy = {"quotas": [{"per": "tenant", "limit": "0 requests/day", "then": ["queue", "confirm"]}]}
+    ask: Any = {"model": "auto", "messages": [{"role": "user", "content": "Go [[ok well]]"}]}
+    async with (
+        Gateway(write(tmp_path, openai_models(upstream.url), policy)) as gateway,
+        openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY) as client,
+    ):
+        with pytest.raises(openai.ConflictError) as raised:
+            await client.chat.completions.create(**ask)
+        told: Any = raised.value.body
+        token = told["confirmation"]["token"]
+        answer = await client.chat.completions.create(**ask, extra_headers={"x-tracerouter-confirm": token})
+        assert answer.choices[0].message.content == "well"
+        later = {"prefer": "respond-async", "x-tracerouter-cache": "no-store"}
+        queued: Any = await client.chat.completions.create(**ask, extra_headers=later)
+        assert (queued.object, queued.state) == ("tracerouter.job", "queued")
+        assert queued.url == f"/tracerouter/jobs/{queued.id}"
+    assert len(upstream.requests) == 1
+
+
 @pytest.mark.parametrize("sdk", CLIENTS)
 async def test_a_key_that_is_not_known(
     tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, sdk: str
@@ -269,16 +330,70 @@ async def test_a_stream_that_breaks_is_an_error(gateway: Gateway, sdk: str, step
     assert said.texts == []
 
 
+BROKEN = {
+    **FEATURES["plain"].request,
+    "tools": TOOLS,
+    "messages": [{"role": "user", "content": '[[small-1=tool_call {"city, large-1=tool_call {"city": "Rome"}]]'}],
+}
+"""A cheap model calls a tool with what is no JSON; the other one can do it."""
+
+
 @pytest.mark.parametrize("sdk", CLIENTS)
-async def test_tool_arguments_that_are_no_json(gateway: Gateway, sdk: str) -> None:
-    """Tool arguments that are no JSON come out as the real service lets them out: as they are."""
-    asked = {
-        **FEATURES["plain"].request,
-        "tools": TOOLS,
-        "messages": [{"role": "user", "content": '[[tool_call {"city]]'}],
-    }
+async def test_tool_arguments_that_are_no_json_are_repaired(gateway: Gateway, upstream: Upstream, sdk: str) -> None:
+    """No SDK sees tool arguments that are no JSON: the next model makes the call again, and is told what was wrong."""
+    said = await CLIENTS[sdk].chat(f"{gateway.url}/v1", BROKEN)
+    assert (said.error, said.calls) == (None, [("look_up", ROME)])
+    asked, repaired = (request.body["messages"] for request in upstream.requests)
+    assert repaired[: len(asked)] == asked
+    assert "$.tool_calls[0].function.arguments: the arguments are no JSON" in repaired[-1]["content"]
+
+
+@pytest.mark.parametrize("sdk", CLIENTS)
+async def test_streamed_tool_arguments_are_not_held_back(gateway: Gateway, upstream: Upstream, sdk: str) -> None:
+    """In a stream arguments that are no JSON come out as the real service lets them out: at once, as they are."""
+    said = await CLIENTS[sdk].chat(f"{gateway.url}/v1", {**BROKEN, **STREAM})
+    completed: dict[str, Any] = {"langchain-openai": {}}  # it makes what it can of an unfinished object
+    assert (said.error, said.calls) == (None, [("look_up", completed.get(sdk, '{"city'))])
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("sdk", CLIENTS)
+async def test_a_policy_holds_streamed_tool_calls_back(tmp_path: Path, upstream: Upstream, sdk: str) -> None:
+    """Where the policy asks for it, streamed arguments are checked against the tool's parameters before they go out."""
+    odd = '[[small-1=tool_call {"town": "Rome"}, large-1=tool_call {"city": "Rome"}]]'
+    asked = {**BROKEN, **STREAM, "messages": [{"role": "user", "content": odd}]}
+    path = write(tmp_path, openai_models(upstream.url, timeout=5), {"validate": ["empty", "tool_arguments"]})
+    async with Gateway(path) as gateway:
+        said = await CLIENTS[sdk].chat(f"{gateway.url}/v1", asked)
+    failed = [record["validation_failures"] for record in gateway.records().values()]
+    assert (said.error, said.calls) == (None, [("look_up", ROME)])
+    assert len(upstream.requests) == 2
+    assert failed == [
+        [f"{keyword} $.tool_calls[0].function.arguments" for keyword in ("additionalProperties", "required")]
+    ]
+
+
+async def test_tool_arguments_that_nobody_gets_right(gateway: Gateway, upstream: Upstream) -> None:
+    """Where no model calls the tool with JSON the answer is an error that says so, and each call is in its cost."""
+    asked: Any = [{"role": "user", "content": '[[tool_call {"city]]'}]
+    tools: Any = TOOLS
+    async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=3) as client:
+        with pytest.raises(openai.InternalServerError, match="small: schema_invalid, large: schema_invalid") as raised:
+            await client.chat.completions.create(model="auto", messages=asked, tools=tools)
+    assert raised.value.status_code == 502
+    assert len(upstream.requests) == 2
+
+
+@pytest.mark.parametrize("sdk", ["openai", "openai-node", "curl"])
+async def test_broken_arguments_in_the_history_pass(gateway: Gateway, upstream: Upstream, sdk: str) -> None:
+    """A history with arguments that are no JSON goes to a server of OpenAI's API as it is; other SDKs rewrite it."""
+    call = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": '{"city'}}
+    asked = {**FEATURES["tool results"].request}
+    first, called, result = asked["messages"]
+    asked["messages"] = [first, {**called, "tool_calls": [call]}, result]
     said = await CLIENTS[sdk].chat(f"{gateway.url}/v1", asked)
-    assert (said.error, said.calls) == (None, [("look_up", '{"city')])
+    assert said.error is None, said
+    assert upstream.requests[0].body["messages"][1]["tool_calls"][0]["function"]["arguments"] == '{"city'
 
 
 async def test_an_agent_calls_its_tools(gateway: Gateway, upstream: Upstream) -> None:

@@ -135,6 +135,39 @@ async def test_request_is_what_was_asked(client: Client, upstream: Upstream) -> 
         assert request.headers["content-type"] == "application/json"
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_cache_control_is_left_out_where_it_is_turned_down(
+    client: Client, upstream: Upstream, *, streamed: bool
+) -> None:
+    """A server that does not know it says so, for nothing; it is asked again without, and from then on without."""
+    cached: dict[str, Any] = {"cache_control": {"type": "ephemeral"}}
+    text = "[[400 Unknown parameter: 'messages[0].content[0].cache_control'. then ok well]]"
+    schema = {"type": "object", "properties": {"cache_control": {"type": "string"}}}  # a field of the caller's own
+    function = {"name": "look_up", "parameters": schema}
+    parts = [{"type": "text", "text": text, **cached}]
+    asked = {
+        "messages": [{"role": "user", "content": parts}],
+        "tools": [{"type": "function", "function": function, **cached}],
+        **cached,
+    }
+    assert (await client.ask("", streamed=streamed, **asked)).text == "well"
+    assert [charge.waived for charge in upstream.charges] == [True, False]
+    assert upstream.requests[0].body["messages"] == [{"role": "user", "content": parts}]
+    body = upstream.requests[1].body
+    assert body["messages"] == [{"role": "user", "content": [{"type": "text", "text": text}]}]
+    assert body["tools"] == [{"type": "function", "function": function}]
+    await client.ask("[[ok]]", **cached)
+    assert "cache_control" not in upstream.requests[-1].body
+    with pytest.raises(RequestRejected):  # where there is nothing to leave out it is not asked again
+        await client.ask("[[400 What is cache_control?]]")
+
+
+async def test_cache_control_is_passed_on_where_it_is_taken(client: Client, upstream: Upstream) -> None:
+    """Other servers get it as it came."""
+    await client.ask("[[ok]]", cache_control={"type": "ephemeral"})
+    assert upstream.requests[0].body["cache_control"] == {"type": "ephemeral"}
+
+
 async def test_without_key_none_is_sent(upstream: Upstream, session: aiohttp.ClientSession) -> None:
     """A server without a key gets no authorization header."""
     await OpenAIProvider(f"{upstream.url}/", None, lambda: session).complete(call("hi"), Meter(), None)

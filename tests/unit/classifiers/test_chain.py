@@ -8,6 +8,7 @@ import logging
 import pytest
 
 from tracerouter.classifiers import Chain
+from tracerouter.errors import ProviderTimeout
 from tracerouter.types import Classification, Task
 
 TASK = Task.chat("my secret question")
@@ -84,8 +85,9 @@ async def test_a_cancelled_request_is_not_passed_over() -> None:
         await Chain([Broken(asyncio.CancelledError), Fixed("b", 0.9)]).classify(TASK)
 
 
-async def test_only_an_unsure_answer_without_a_failed_classifier_is_partial() -> None:
+async def test_an_unsure_answer_tells_why_a_classifier_failed() -> None:
     """Where one failed, an unsure answer says that asking again may tell more; a sure one is as good as any."""
-    assert (await Chain([Broken(), Fixed("b", 0.5)]).classify(TASK)).partial
-    assert not (await Chain([Broken(), Fixed("b", 0.9)]).classify(TASK)).partial
-    assert not (await Chain([Fixed("other", 0), Fixed("b", 0.5)]).classify(TASK)).partial
+    assert (await Chain([Broken(), Fixed("b", 0.5)]).classify(TASK)).failed == "ValueError"
+    assert (await Chain([Broken(ProviderTimeout), Fixed("b", 0.5)]).classify(TASK)).failed == "timeout"
+    assert not (await Chain([Broken(), Fixed("b", 0.9)]).classify(TASK)).failed
+    assert not (await Chain([Fixed("other", 0), Fixed("b", 0.5)]).classify(TASK)).failed

@@ -107,11 +107,11 @@ async def test_own_examples_are_trained_once(
     )
     monkeypatch.setattr(EmbeddingsClassifier, "encoder", staticmethod(lambda: reader))
     ours = folder_of(tmp_path / "ours", pirate=PIRATE)
-    trained = EmbeddingsClassifier.trained(ours, tmp_path)
+    trained = EmbeddingsClassifier.trained([ours], tmp_path)
     assert (await trained.classify(Task.chat("arr matey, the treasure be on our ship"))).label == "pirate"
     assert Weights.load(tmp_path / f"embeddings-{trained.version}.npz").digest == trained.version
     monkeypatch.setattr("tracerouter.classifiers.train.fit", lambda *_: pytest.fail("trained twice"))
-    assert EmbeddingsClassifier.trained(ours, tmp_path).version == trained.version
+    assert EmbeddingsClassifier.trained([ours], tmp_path).version == trained.version
 
 
 def test_weights_of_it_hold_its_vectors(reader: SentenceReader) -> None:

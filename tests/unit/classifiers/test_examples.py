@@ -180,16 +180,16 @@ async def test_a_users_folder_adds_and_extends_labels_and_is_cached(
     """A new file is a new label, a known name extends it, and the same examples are trained once."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     ours = folder_of(tmp_path / "ours", pirate=PIRATE, translate="# only one\nput it in pig latin for me")
-    trained = ExamplesClassifier.trained(ours)
-    assert "pirate" in trained.labels
-    assert {"translate", "other"} < set(trained.labels)
+    trained = ExamplesClassifier.trained([ours])
     assert (await trained.classify(Task.chat("arr matey, the treasure be on our ship"))).label == "pirate"
     assert (await trained.classify(Task.chat("set an alarm for nine"))).label == "assistant_action"
     assert trained.version != ExamplesClassifier.packaged().version
-    assert trained.temperature != 1.0
 
     (kept,) = (tmp_path / "cache" / "tracerouter").iterdir()
     assert trained.version in kept.name
+    weights = Weights.load(kept)
+    assert {"translate", "other", "pirate"} < set(weights.labels)
+    assert weights.temperature != 1.0
     monkeypatch.setattr("tracerouter.classifiers.train.fit", lambda *_: pytest.fail("trained twice"))
     again = ExamplesClassifier.trained([ours])
     question = Task.chat("walk the plank")
@@ -206,7 +206,7 @@ def test_a_damaged_cache_is_trained_again(
     kept = tmp_path / "cache" / f"examples-{digest(read_examples([STARTER, ours]))}.npz"
     kept.parent.mkdir()
     kept.write_bytes(b"PK\x03\x04 half a file")
-    ExamplesClassifier.trained(ours, kept.parent)
+    ExamplesClassifier.trained([ours], kept.parent)
     assert "trained again" in caplog.text
     assert Weights.load(kept).labels == shipped.labels
 
@@ -216,7 +216,7 @@ def test_training_without_scikit_learn_says_what_to_install(tmp_path: Path, monk
     monkeypatch.delitem(sys.modules, "tracerouter.classifiers.train")
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
     with pytest.raises(ConfigError, match=r"pip install 'tracerouter\[embeddings\]'"):
-        ExamplesClassifier.trained(folder_of(tmp_path / "ours", pirate=PIRATE), tmp_path)
+        ExamplesClassifier.trained([folder_of(tmp_path / "ours", pirate=PIRATE)], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -232,13 +232,13 @@ def test_a_bad_file_is_named_with_its_fix(tmp_path: Path, content: bytes, compla
     """An owner is told which file is wrong and what to do about it."""
     (tmp_path / "pirate.txt").write_bytes(content)
     with pytest.raises(ConfigError, match=complaint):
-        ExamplesClassifier.trained(tmp_path, tmp_path)
+        ExamplesClassifier.trained([tmp_path], tmp_path)
 
 
 def test_a_folder_without_examples_is_named(tmp_path: Path) -> None:
     """A mistyped folder is not taken for an empty one."""
     with pytest.raises(ConfigError, match=r"nowhere: holds no \.txt files"):
-        ExamplesClassifier.trained(tmp_path / "nowhere")
+        ExamplesClassifier.trained([tmp_path / "nowhere"])
 
 
 def test_training_twice_gives_the_same_weights(reader: Reader, tmp_path: Path) -> None:

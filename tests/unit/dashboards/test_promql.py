@@ -22,7 +22,7 @@ def test_every_instrument_is_known_by_its_name_in_prometheus() -> None:
         if isinstance(instrument, HistogramOf):
             names = {f"{name}{unit}_{part}" for part in ("bucket", "count", "sum")}
         else:
-            names = {f"{name}_total" if isinstance(instrument, CounterOf | ReadCounterOf) else name}
+            names = {f"{name}_total" if isinstance(instrument, CounterOf | ReadCounterOf) else f"{name}{unit}"}
         assert names <= ours
         ours -= names
         for each in names:

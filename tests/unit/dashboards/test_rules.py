@@ -176,7 +176,10 @@ POLICY: dict[str, Any] = {
     "tasks": {"extract": {"validate": ["json_schema"], "schema": "old.json"}, "summarize": {"min_confidence": 0.6}},
 }
 CONFIG: dict[str, Any] = {
-    "models": {name: {"provider": "simulated"} for name in ("small", "large")},
+    "models": {
+        **{name: {"provider": "simulated"} for name in ("small", "large")},
+        "embed": {"provider": "openai", "model": "text-embedding-3-small"},
+    },
     "telemetry": {"keep": {"share": 1.0, "slow": "5s"}},
     "store": "memory:",
     "policy": "policy.yaml",

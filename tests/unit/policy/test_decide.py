@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracerouter.policy import Policy, PolicyFile, decide
-from tracerouter.policy.model import DECISIONS, RISKS
-from tracerouter.types import Caller, Classification, Decision, Reason, Role
+from tracerouter.policy.model import DECISIONS, RISKS, ReviewPolicy
+from tracerouter.types import Caller, Classification, Decision, Reason, Review, Role
 
 
 def policy_of(**written: Any) -> Policy:
@@ -148,6 +148,70 @@ def test_another_policy_decides_for_itself() -> None:
     stricter = replace(POLICY, tasks={"summarize": replace(POLICY.task("summarize"), threshold=0.9)})
     assert decided(confidence=0.8, policy=stricter).reason is Reason.LOW_CONFIDENCE
     assert decided(confidence=0.8).reason is Reason.CONFIDENT
+
+
+REVIEWS = policy_of(
+    min_confidence=0.7,
+    tasks={
+        "sign": {"review": "draft"},
+        "check": {"review": "after_ladder"},
+        "reasoning": {"start": "large", "review": "draft"},
+        "summarize": {"max_input_tokens": 100, "review": "draft"},
+    },
+    risks={
+        "legal": {"review": "draft", "min_confidence": 0.9},
+        "financial": {"review": "after_ladder"},
+        "medical": {"start": "large", "review": "after_ladder"},
+    },
+    tiers={"free": {"ladder": ["small"]}},
+)
+UNSURE = replace(REVIEWS, review=ReviewPolicy(low_confidence="draft"))
+
+
+@pytest.mark.parametrize(
+    ("decision", "review", "reason", "rungs"),
+    [
+        (decided("x", 0.9, policy=REVIEWS), None, Reason.CONFIDENT, CHEAP_FIRST),
+        (decided("x", 0.1, policy=REVIEWS), None, Reason.LOW_CONFIDENCE, STRAIGHT),
+        (decided("sign", 0.9, policy=REVIEWS), Review.DRAFT, Reason.FORCED_TASK, CHEAP_FIRST),
+        (decided("sign", 0.1, policy=REVIEWS), Review.DRAFT, Reason.FORCED_TASK, CHEAP_FIRST),
+        (decided("check", 0.9, policy=REVIEWS), Review.AFTER_LADDER, Reason.CONFIDENT, CHEAP_FIRST),
+        (decided("check", 0.1, policy=REVIEWS), Review.AFTER_LADDER, Reason.LOW_CONFIDENCE, STRAIGHT),
+        (decided("check", 0.9, ("legal",), policy=REVIEWS), Review.DRAFT, Reason.RISK, CHEAP_FIRST),
+        (decided("sign", 0.9, ("financial",), policy=REVIEWS), Review.DRAFT, Reason.FORCED_TASK, CHEAP_FIRST),
+        (decided("x", 0.9, ("financial", "pii"), policy=REVIEWS), Review.AFTER_LADDER, Reason.CONFIDENT, CHEAP_FIRST),
+        (decided("x", 0.9, ("medical",), policy=REVIEWS), Review.AFTER_LADDER, Reason.RISK, STRAIGHT),
+        (decided("reasoning", 0.9, policy=REVIEWS), Review.DRAFT, Reason.FORCED_TASK, STRAIGHT),
+        (decided("summarize", 0.9, policy=REVIEWS, input_tokens=101), Review.DRAFT, Reason.FORCED_TASK, STRAIGHT),
+        (decided("sign", 0.9, policy=REVIEWS, pinned=("large",)), Review.DRAFT, Reason.FORCED_TASK, STRAIGHT),
+        (decided("sign", 0.9, policy=REVIEWS, pinned=("large",), tier="free"), None, Reason.NOT_ALLOWED, []),
+        (decided("sign", 0.9, policy=REVIEWS, ladder=()), None, Reason.NO_RUNG_LEFT, []),
+        (decided("sign", 0.1, policy=REVIEWS, tier="free"), Review.DRAFT, Reason.FORCED_TASK, ONLY_SMALL),
+        (decided("x", 0.9, policy=UNSURE), None, Reason.CONFIDENT, CHEAP_FIRST),
+        (decided("x", 0.1, policy=UNSURE), Review.DRAFT, Reason.LOW_CONFIDENCE, CHEAP_FIRST),
+        (decided("other", 0.0, policy=UNSURE), Review.DRAFT, Reason.ABSTAINED, CHEAP_FIRST),
+        (decided("check", 0.1, policy=UNSURE), Review.DRAFT, Reason.LOW_CONFIDENCE, CHEAP_FIRST),
+    ],
+)
+def test_review(decision: Decision, review: Review | None, reason: Reason, rungs: list[tuple[str, Role]]) -> None:
+    """The strictest way holds, and a draft's reason is what makes it one; the cheap model writes it, unless forced."""
+    assert (decision.review, decision.reason, climbed(decision)) == (review, reason, rungs)
+
+
+def test_a_draft_is_not_kept() -> None:
+    """Nor does an equal request wait for it."""
+    assert decided("sign", 0.9, policy=REVIEWS).rules.cache_ttl is None
+    assert decided("check", 0.9, policy=REVIEWS).rules.cache_ttl == 600
+
+
+def test_a_new_rule_for_drafts_empties_the_cache() -> None:
+    """What was answered without a person is not given out once one is to decide; other rules change no key."""
+    plain = policy_of(risks={"legal": {"min_confidence": 0.9}})
+    salts = {
+        how: policy_of(risks={"legal": {"min_confidence": 0.9, "review": how}}).salt
+        for how in ("draft", "after_ladder")
+    }
+    assert plain.salt == salts["after_ladder"] != salts["draft"]
 
 
 def test_what_is_remembered_is_bounded() -> None:

@@ -117,6 +117,16 @@ def error_of(tmp_path: Path, text: str | bytes) -> str:
         ("ladder: [a]\n1: x", "policy.yaml:2: the key 1 must be a string"),
         (b"ladder: [\xff]", "policy.yaml: is not UTF-8 (byte 9)"),
         ("a: " * 5000, "is no YAML"),
+        (
+            "ladder: [a]\nrisks:\n  legal: {review: drafts}",
+            "policy.yaml:3: risks.legal.review: found 'drafts' (did you mean 'draft'?); known are draft, after_ladder",
+        ),
+        ("ladder: [a]\ntasks: {x: {review: always}}", "tasks.x.review: found 'always'; known are draft, after_ladder"),
+        ("ladder: [a]\nreview: draft", "policy.yaml:2: review: found 'draft', but a mapping of keys and values"),
+        ("ladder: [a]\nreview:\n  low_confidence: true", "review.low_confidence: found True; known are draft, after"),
+        ("ladder: [a]\nreview: {lowconfidence: draft}", "lowconfidence: is not a key here (did you mean 'low_confi"),
+        ("ladder: [a]\nreview: {expires: soon}", "review.expires: found 'soon', but a duration such as"),
+        ("ladder: [a]\nreview:\n  expires: 2d\n  history: 3d", "policy.yaml:4: review.history: should be at least t"),
         ("[" * 5000, "is no YAML"),
     ],
 )
@@ -129,8 +139,6 @@ def test_a_mistake_is_named(tmp_path: Path, text: str | bytes, said: str) -> Non
 def test_a_key_that_is_not_enforced_is_an_error(tmp_path: Path, key: str) -> None:
     """What a later version enforces is an error now, not a silence."""
     assert f"{key}: is known, but this version does not enforce it yet" in error_of(tmp_path, f"ladder: [a]\n{key}: []")
-    review = "ladder: [a]\nrisks: {legal: {review: draft}}"
-    assert "risks.legal.review: is known, but" in error_of(tmp_path, review)
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
@@ -300,3 +308,69 @@ def test_a_schema_that_is_none_is_the_policys_mistake(tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text("ladder: [a]\ntasks: {x: {schema: s.json}}")
     with pytest.raises(ConfigError, match=r"`tasks\.x\.schema` is no JSON Schema"):
         Checks((), load(tmp_path / "policy.yaml").schemas)
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("{per: tenant, limit: 5 EUR/month}", "quotas.0.limit: found '5 EUR/month', but a limit such as 5 USD/month"),
+        ("{per: tenant, limit: 5.5 requests/day}", "quotas.0.limit: found '5.5 requests/day'"),
+        ("{per: tenant, limit: 5 USD/week}", "quotas.0.limit: found '5 USD/week'"),
+        ("{per: all, limit: 5 USD/day}", "quotas.0.per: "),
+        ("{limit: 5 USD/day}", "quotas.0.per: "),
+        ("{per: tenant, limit: 5 USD/day, role: expensiv}", "quotas.0.role: "),
+        ("{per: tenant, limit: 5 USD/day, then: [refuse, stale]}", "nothing comes after refuse"),
+        ("{per: tenant, limit: 5 USD/day, then: [stale, stale]}", "an action stands in it twice"),
+        ("{per: tenant, limit: 5 USD/day, then: []}", "quotas.0.then: "),
+        ("{per: tenant, limit: 5 USD/day, then: [downgrad]}", "quotas.0.then.0: "),
+        (
+            "{per: tenant, limit: 5 USD/day, tier: fre}",
+            "tier: 'fre' is none of the policy's `tiers` (did you mean 'free'?)",
+        ),
+        (
+            "{per: tenant, limit: 5 USD/day}\n  - {per: tenant, limit: 5 USD/day}",
+            "give one of them a `name` of its own",
+        ),
+    ],
+)
+def test_a_quota_that_is_wrong_says_how(tmp_path: Path, written: str, told: str) -> None:
+    """The entry, the field, what was found, and what belongs there."""
+    assert told in error_of(tmp_path, f"ladder: [a]\ntiers: {{free: {{}}}}\nquotas:\n  - {written}\n")
+
+
+def test_a_time_zone_that_is_none_says_so(tmp_path: Path) -> None:
+    """With the nearest right name."""
+    told = error_of(tmp_path, "ladder: [a]\ntimezone: Europe/Berlim\n")
+    assert "timezone: found 'Europe/Berlim', which is no time zone (did you mean 'Europe/Berlin'?)" in told
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("{limit: 60}", "rates.0.limit: found 60, but a rate such as 60 requests/minute"),
+        ("{limit: 60 requests/day}", "rates.0.limit: found '60 requests/day', but a rate such as"),
+        ("{limit: 0 requests/minute}", "rates.0.limit: found '0 requests/minute'"),
+        ("{limit: 1 USD/minute}", "rates.0.limit: found '1 USD/minute'"),
+        ("{limit: 1 requests/minute, per: team}", "rates.0.per: "),
+        ("{limit: 1 requests/minute, then: [queue]}", "rates.0.then: is not a key here"),
+        (
+            "{limit: 1 requests/minute, tier: fre}",
+            "rates.0.tier: 'fre' is none of the policy's `tiers` (did you mean 'free'?)",
+        ),
+        (
+            "{limit: 1 requests/minute}\n  - {limit: 1 requests/minute}",
+            "rates.1: another one is called 'key 1 requests/minute', too",
+        ),
+    ],
+)
+def test_a_rate_that_is_wrong_says_how(tmp_path: Path, written: str, told: str) -> None:
+    """The place, what was found, and what belongs there."""
+    assert told in error_of(tmp_path, f"ladder: [a]\ntiers: {{free: {{}}}}\nrates:\n  - {written}\n")
+
+
+def test_rates_and_quotas_share_their_names(tmp_path: Path) -> None:
+    """Metrics and answers tell a limit by its name alone."""
+    written = (
+        "ladder: [a]\nquotas: [{name: x, per: user, limit: 1 USD/day}]\nrates: [{name: x, limit: 1 requests/second}]"
+    )
+    assert "rates.0: another one is called 'x', too" in error_of(tmp_path, written)

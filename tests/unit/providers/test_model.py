@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -142,6 +143,24 @@ async def test_retries_are_events_of_one_span(slept: Slept) -> None:
     assert note.error_type is None
     assert [use.refused for use in meter.uses] == [True, True, False]
     assert note.cost_nanos == 20
+
+
+async def test_a_readers_time_is_not_the_models() -> None:
+    """A sink may let the model wait for longer than a try may take; the model's own silence and the deadline count."""
+
+    async def slow_sink(_: Mapping[str, Any]) -> None:
+        await asyncio.sleep(0.15)
+
+    async def writes(silence: float, _: Meter, sink: Sink | None) -> Completion:
+        assert sink is not None
+        for _turn in range(3):
+            await sink({})
+        await asyncio.sleep(silence)
+        return DONE
+
+    for silence, seconds, wanted in ((0.0, 30, Completion), (0.2, 30, ProviderTimeout), (0.0, 0.3, ProviderTimeout)):
+        result, _, _ = await asked(Steps(partial(writes, silence)), sink=slow_sink, timeout=0.1, seconds=seconds)
+        assert isinstance(result, wanted)
 
 
 async def test_waits_are_jittered_below_a_doubling_bound(slept: Slept, monkeypatch: pytest.MonkeyPatch) -> None:

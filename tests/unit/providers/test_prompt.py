@@ -117,5 +117,6 @@ def test_long_answers_are_quoted_in_part() -> None:
 def test_rejected_tool_calls_are_quoted_as_json() -> None:
     """An answer that only calls tools is quoted as the JSON of its calls."""
     message = {"role": "assistant", "content": None, "tool_calls": [{"id": "c1"}]}
-    answer, _ = escalated(rejected=Completion({"choices": [{"message": message}]}))
+    answer, repair = escalated(rejected=Completion({"choices": [{"message": message}]}))
     assert answer["content"] == '[{"id":"c1"}]'
+    assert repair["content"].endswith("make the right ones, don't write them.")

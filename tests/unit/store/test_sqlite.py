@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
-from tracerouter.errors import ConfigError
+from tracerouter.errors import ConfigError, StoreUnavailable
 from tracerouter.store import SqliteStore, sqlite
 
 if TYPE_CHECKING:
@@ -376,3 +376,61 @@ async def test_reading_while_writing(path: Path, where: str) -> None:
     await asyncio.gather(writing(), *readers)
     store.close()
     assert (store.dropped, store.lost) == (0, 0)
+
+
+async def test_work_reads_and_writes_and_returns(store: SqliteStore, path: Path) -> None:
+    """What it returns comes back once it is committed; what it raises comes back too, and nothing of it is written."""
+
+    def count(file: sqlite3.Connection) -> int:
+        file.execute(*row(f"work {threading.current_thread().name}"))
+        ((number,),) = file.execute("SELECT count(*) FROM meta")
+        return int(number)
+
+    def fail(file: sqlite3.Connection) -> None:
+        file.execute(*row("never"))
+        msg = "no"
+        raise LookupError(msg)
+
+    async with Held(store):
+        before, failing = store.write(does(row("before"))), asyncio.ensure_future(store.transact(fail))
+        counting = asyncio.ensure_future(store.transact(count))
+        await asyncio.sleep(0)
+        after = store.write(does(row("after")))
+    with pytest.raises(LookupError):
+        await failing
+    assert await counting == 3
+    await asyncio.gather(before, after)
+    assert names(path) == ["after", "before", "held", "work tracerouter-store"]
+
+
+async def test_work_whose_caller_left_is_not_done(store: SqliteStore, path: Path) -> None:
+    """A cancelled caller changes nothing for the others in the group, and what it asked for is not begun."""
+    async with Held(store):
+        leaving = asyncio.ensure_future(store.transact(lambda file: file.execute(*row("left"))))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.sleep(0)
+    await store.write(does(row("next")))
+    assert names(path) == ["held", "next"]
+
+
+async def test_work_is_told_that_the_disk_fails_and_rows_wait(
+    store: SqliteStore, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Work in a group that can't be committed is given up; the group's rows are written later, and work succeeds."""
+    with locked(path) as other:
+        written = asyncio.ensure_future(store.write(does(row("row"))))
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable):
+                await store.transact(lambda file: file.execute(*row("work")))
+        other.execute("ROLLBACK")
+    await written
+    async with asyncio.timeout(5):
+        while "row" not in names(path):
+            await asyncio.sleep(0.02)
+    await store.transact(lambda file: file.execute(*row("later")))
+    assert names(path) == ["later", "row"]
+    assert [one.getMessage() for one in caplog.records].count("the store takes rows again") == 1
+    store.close()
+    with pytest.raises(StoreUnavailable):
+        await store.transact(lambda file: file.execute(*row("closed")))

@@ -23,11 +23,15 @@ from opentelemetry.sdk.resources import Resource
 
 from tests.unit.test_router import Rig, Rows, Scripted, rig
 from tracerouter.cache import BoundedMemoryCache, OutputCache
+from tracerouter.classifiers import Chain
+from tracerouter.policy import Policy, PolicyFile
+from tracerouter.quota import QuotaState, SqliteLedger
+from tracerouter.store import SqliteStore
 from tracerouter.telemetry import Keep, Telemetry
 from tracerouter.telemetry.export import scope
 from tracerouter.telemetry.metrics import CounterOf, HistogramOf, Instruments, TraceRef, meter_provider
 from tracerouter.telemetry.queues import Backlog
-from tracerouter.types import NANOS, Caller, Task
+from tracerouter.types import NANOS, Caller, Classification, Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,7 +53,12 @@ PROMISED: dict[str, tuple[str, str, set[str], set[str]]] = {
     "tracerouter.cost.baseline": ("counter", "{USD}", {"role", "source", "policy.arm"}, {"model", "task"}),
     "tracerouter.classifications": ("counter", "{classification}", {"task", "classifier", "abstained"}, set()),
     "tracerouter.classifier.confidence": ("histogram", "1", {"task"}, set()),
+    "tracerouter.quota.decisions": ("counter", "{decision}", {"action"}, {"scope"}),
     "tracerouter.tenant.spend": ("gauge", "{USD}", {"tenant", "period"}, set()),
+    "tracerouter.budget.limit": ("gauge", "{USD}", {"tenant", "period"}, set()),
+    "tracerouter.budget.remaining": ("gauge", "{USD}", {"tenant", "period"}, set()),
+    "tracerouter.review.depth": ("gauge", "{review}", {"queue"}, set()),
+    "tracerouter.review.oldest_age": ("gauge", "s", {"queue"}, set()),
     "tracerouter.traces.kept": ("counter", "{trace}", {"reason"}, set()),
     "tracerouter.traces.dropped": ("counter", "{trace}", {"reason"}, set()),
     "tracerouter.logs.dropped": ("counter", "{record}", {"reason"}, set()),
@@ -142,6 +151,12 @@ async def drive(measured: Measured) -> None:
     failing = measured.rig("lost", "429")
     await failing.router.route(Task.chat("hello"))
     await failing.router.route(Task.chat("hello", model="large", caller=Caller(tier="free")))
+    store = SqliteStore(":memory:")
+    policy = {"max_output_tokens": 1, "quotas": [{"per": "tenant", "limit": "30 tokens/day"}]}
+    limited = measured.rig("fine", policy=policy, ledger=SqliteLedger(store))
+    for _ in range(2):
+        await limited.router.route(Task.chat("hello"))
+    store.close()
     hanging = measured.rig("hang")
     routing = asyncio.create_task(hanging.router.route(Task.chat("hello", hint="not a task of the policy's")))
     await hanging.small.started.wait()
@@ -155,8 +170,12 @@ async def measured() -> Measured:
     """What was measured of requests of every kind."""
     found = Measured()
     found.instruments.tenant_spend.read = lambda: [(("acme", "day"), 1.5), (("other", "month"), 2.5)]
+    found.instruments.budget_limit.read = lambda: [(("acme", "day"), 2.0)]
+    found.instruments.budget_remaining.read = lambda: [(("acme", "day"), 0.5)]
     found.instruments.decisions_dropped.read = lambda: [(("queue_full",), 3)]
     found.instruments.entries_lost.read = lambda: [(("write_failed",), 0)]
+    found.instruments.review_depth.read = lambda: [(("review",), 2)]
+    found.instruments.review_age.read = lambda: [(("review",), 7.5)]
     for lost in (found.instruments.traces_dropped, found.instruments.logs_dropped):
         Backlog(1, lost)
     await drive(found)
@@ -199,7 +218,7 @@ def tried(rows: Iterable[Any]) -> list[dict[str, Any]]:
 async def test_sums_equal_the_records(measured: Measured) -> None:
     """Requests, attempts, tokens, cost and baseline of the metrics are exactly those of the decision rows."""
     out, rows = measured.collect(), measured.rows.rows
-    assert out.total("tracerouter.requests") == len(rows) == 11
+    assert out.total("tracerouter.requests") == len(rows) == 13
     for route, number in Counter(row["route"] for row in rows).items():
         assert out.total("tracerouter.requests", route=route) == number
         assert out.total("tracerouter.overhead.duration", route=route) == number
@@ -217,6 +236,37 @@ async def test_sums_equal_the_records(measured: Measured) -> None:
     assert out.total("tracerouter.cache.operations", result="hit") == 2
     durations = out.points("tracerouter.request.duration")
     assert sum(p.sum for p in durations) == pytest.approx(sum(row["latency_ms"] for row in rows) / 1e3)
+
+
+async def test_what_classifiers_ask_is_told_by_model_role_and_failure() -> None:
+    """A classifier's model that fails can be told from a rung's, though both are one; its failure is the stage's."""
+    measured = Measured()
+
+    class Asking:
+        async def classify(self, _: Task) -> Classification:
+            await asking.router.ask("small", {"messages": [{"role": "user", "content": "well?"}]}, 1.0)
+            return Classification("sql", 0.9, classifier="asking")
+
+    asking = measured.rig(Scripted("429", "fine", "lost", "fine", "fine"), classifier=Chain([Asking()]))
+    for text in ("a", "b", "c"):
+        await asking.router.route(Task.chat(text))
+    out = measured.collect()
+    told = {
+        (p.attributes["model"], p.attributes["role"], p.attributes.get("error.type")): p.value
+        for p in out.points("tracerouter.attempts")
+    }
+    assert told == {
+        ("small", "classify", "rate_limited"): 1,
+        ("small", "classify", "provider_error"): 1,
+        ("small", "classify", None): 1,
+        ("small", "cheap", None): 2,
+        ("large", "expensive", None): 1,
+    }
+    assert out.total("tracerouter.stage.duration", stage="classify") == 3
+    assert out.total("tracerouter.stage.duration", stage="classify", error_type="rate_limited") == 1
+    assert out.total("tracerouter.classifications", classifier="none", abstained=True) == 2
+    assert out.total("tracerouter.cost", role="classify") > 0
+    assert [row["attempt_count"] for row in measured.rows.rows] == [1, 1, 1]
 
 
 async def test_labels_are_clamped_to_the_policys(measured: Measured) -> None:
@@ -277,6 +327,23 @@ def test_money_is_summed_in_nanos() -> None:
         counter.add(1)
     (found,) = counter._observe(None)  # type: ignore[arg-type]
     assert found.value == 0.001
+
+
+async def test_a_gauge_that_cannot_be_read_tells_nothing(measured: Measured, caplog: pytest.LogCaptureFixture) -> None:
+    """A store that is gone takes its own gauges away, without a word a collection, and no other metric."""
+    store = SqliteStore(":memory:")
+    policy = Policy.of(
+        PolicyFile.model_validate({"ladder": ["small"], "quotas": [{"per": "tenant", "limit": "1 USD/day"}]})
+    )
+    quotas = QuotaState(SqliteLedger(store), policy)
+    found = measured.instruments
+    found.tenant_spend.read, found.budget_limit.read = quotas.spend, quotas.budgets
+    store.close()
+    assert PROMISED.keys() - measured.collect().metrics.keys() == {
+        "tracerouter.tenant.spend",
+        "tracerouter.budget.limit",
+    }
+    assert not caplog.records
 
 
 async def test_an_idle_process_exports_no_empty_series() -> None:

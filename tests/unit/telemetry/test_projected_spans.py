@@ -206,7 +206,7 @@ def test_names_and_types_are_those_of_the_table() -> None:
     """The table of attributes names each once a kind of span, and every route fact has a place in it."""
     assert set(projections.SPAN_ATTRIBUTES) == {
         "server", "route", "cache", "classify", "cheap", "expensive", "fallback", "quota", "validate",
-        "chat", "embeddings",
+        "review", "chat", "embeddings",
     }  # fmt: skip
     for kind in projections.SPAN_ATTRIBUTES:
         assert names.ERROR_TYPE in projections.SPAN_ATTRIBUTES[kind]

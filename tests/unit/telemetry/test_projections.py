@@ -8,6 +8,7 @@ import logging
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
+import pytest
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 
@@ -21,7 +22,6 @@ from tracerouter.types import NANOS, Caller, Outcome, Task, usd
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import pytest
 
 MARKER = "zanzibar"
 """Stands in prompts and answers, and must stand nowhere else."""
@@ -275,3 +275,20 @@ def test_a_router_can_go_on_in_another_loop() -> None:
 
     asyncio.run(one("hello", wait=False))
     asyncio.run(one("hello again", wait=True))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (0.0, "0ms"),
+        (0.0123, "13ms"),
+        (1.0, "1s"),
+        (12.345, "12.3s"),
+        (59.4, "59.4s"),
+        (119.7, "2m0s"),
+        (3599, "59m59s"),
+    ],
+)
+def test_how_long_a_rate_takes_is_told_as_openai_does(seconds: float, told: str) -> None:
+    """Milliseconds, seconds, or minutes and seconds, and never less than it takes."""
+    assert projections._duration(seconds) == told

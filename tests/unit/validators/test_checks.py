@@ -164,6 +164,26 @@ def test_what_the_caller_asks_for_is_always_checked() -> None:
     assert names(asks_for({"type": "text"}), Rules()) == []
 
 
+def test_what_tools_are_given_is_checked_unless_that_would_hold_a_stream_back() -> None:
+    """With tools the check comes last by itself; in a stream only if that is held back anyway, or the policy asks."""
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    asking = Task.parse({**TASK.body, "tools": tools})
+    formed = Task.parse({**asks_for(STRICT).body, "tools": tools})
+    plain, asked = Rules(validate=("empty",)), Rules(validate=("tool_arguments", "empty"))
+    checks = Checks(("tool_arguments", "empty"))
+
+    def named(task: Task, rules: Rules, *, streamed: bool) -> list[str]:
+        return [one.name for one in checks.of(task, rules, streamed=streamed)]
+
+    assert named(asking, plain, streamed=False) == ["empty", "tool_arguments"]
+    assert named(asking, plain, streamed=True) == ["empty"]
+    assert named(formed, plain, streamed=True) == ["json_schema", "empty", "tool_arguments"]
+    for streamed in (False, True):
+        assert named(asking, asked, streamed=streamed) == ["tool_arguments", "empty"]
+        assert named(TASK, asked, streamed=streamed) == ["empty"]
+        assert named(TASK, plain, streamed=streamed) == ["empty"]
+
+
 async def test_the_callers_schema_wins_over_the_policys() -> None:
     """Where both have a schema there is one check, by the caller's."""
     rules = Rules(validate=("json_schema",), schema={"type": "array"})
