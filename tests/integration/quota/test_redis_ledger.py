@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -206,6 +206,27 @@ async def test_a_flushed_redis_is_rebuilt_from_all_journals(redis: RedisServer, 
         assert isinstance(await one.reserve(asks("v", 180)), Reservation)
         await idle.settle(now("under way", 400, reservation=held))
         assert month(one) == Balance(Spend(720, 5, 75), Spend(180, 1, 180))
+
+
+async def test_limits_are_closed_until_the_last_batch_is_booked(
+    redis: RedisServer, replica: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a long journal, also that of a process that was there before; and while it takes long, the others know."""
+    monkeypatch.setattr(redis_ledger, "_BATCH", 3)
+    async with replica("a", window=0.05) as before:
+        await book(before, *(now(f"r{number}", 1) for number in range(100)))
+    async with replica("a", window=0.05) as ledger:
+        await ready(ledger)
+        await book(ledger, *(now(f"s{number}", 1) for number in range(100)))
+        redis.ask("FLUSHALL")
+        held: Any = None
+        async with asyncio.timeout(5):
+            while held is None:
+                with suppress(StoreUnavailable):
+                    held = await ledger.reserve(asks("t", 1))  # the same: what was not held needs no giving back
+                await asyncio.sleep(0.002)
+        assert month(ledger).spent.cost_nanos == 200
+        assert held.headroom[0].left == 1000 - 201
 
 
 async def test_a_replica_that_is_slow_to_rebuild_keeps_limits_closed(redis: RedisServer, replica: Replicas) -> None:
