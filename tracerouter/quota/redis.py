@@ -62,7 +62,6 @@ _DRAIN: Final = 3.0
 _GENERATION: Final = "tracerouter:{ledger}"
 _KNOWN: Final = "tracerouter:{{ledger}}:{generation}:{month}"
 """The tenants that have accounts in a month."""
-_REBUILT: Final = "the ledger is being rebuilt"
 _ZERO: Final = Spend()
 
 _STREAM: Final = "INSERT INTO streams VALUES (?, ?, ?, ?, ?, ?)"
@@ -74,6 +73,13 @@ SELECT day, entries.team, entries.user, role, coalesce(sum(cost_nanos), 0), sum(
 FROM streams JOIN entries USING (id, attempt)
 WHERE stream = ? AND streams.tenant = ? AND month = ? AND number > ? AND number <= ? GROUP BY 1, 2, 3, 4
 """
+
+
+class _Rebuilding(StoreUnavailable):
+    """The ledger in Redis does not know all that it should; nothing was held."""
+
+    def __init__(self) -> None:
+        super().__init__("the ledger is being rebuilt")
 
 
 class _Line:
@@ -190,6 +196,7 @@ class RedisLedger:
         """The generation that has all that this process knows."""
         self._ready_at = math.inf
         self._looks = 0
+        self._looked_at = 0.0
         self._look_lock = asyncio.Lock()
         self._wake, self._looked = asyncio.Event(), asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
@@ -213,7 +220,7 @@ class RedisLedger:
         """
         await self._began()
         if time.monotonic() < self._ready_at:
-            raise StoreUnavailable(_REBUILT)
+            raise _Rebuilding
         caller, day = claim.caller, self.calendar.day(claim.time)
         stream = self._stream(caller.tenant, day[:7])
         member = _member(claim.id, claim.attempt)
@@ -229,6 +236,8 @@ class RedisLedger:
                     *(member, claim.lease, told, limits),
                 ),
             )
+        except _Rebuilding:
+            raise
         except StoreUnavailable:
             self._release(stream, member, claim.lease)  # it may have come about all the same
             raise
@@ -342,6 +351,9 @@ class RedisLedger:
             task.cancel()
         await asyncio.gather(self._watching, *sending, return_exceptions=True)
         self._watching = None
+        if not any(stream.to_tell(self._generation) for stream in self._streams.values()):
+            with suppress(StoreUnavailable):  # nobody need wait for what this process knows
+                await self._store.run("HDEL", _GENERATION, f"busy:{self._id}")
 
     # --- streams -----------------------------------------------------------------------------------------------------
 
@@ -391,7 +403,8 @@ class RedisLedger:
     async def _step(self, stream: _Stream) -> None:
         """Book some entries, and give back what is to be given back."""
         generation, start = self._generation, stream.booked
-        if start < stream.base:
+        from_memory = start >= stream.base
+        if not from_memory:
             lines: list[_Line] = []
             to, entries = await self._read(stream)
         else:
@@ -419,7 +432,8 @@ class RedisLedger:
             stream.told(at)
             return
         stream.told(to)
-        stream.checked = generation
+        if from_memory and len(lines) < _BATCH:  # else there may be more
+            stream.checked = generation
         for member, lease in given_back.items():
             if stream.releases.get(member) == lease:
                 del stream.releases[member]
@@ -448,7 +462,7 @@ class RedisLedger:
         for _ in range(2):
             generation = self._generation
             if generation is None:
-                raise StoreUnavailable(_REBUILT)
+                raise _Rebuilding
             known = [_known(generation, stream.month)]
             found: list[Any] = await script(stream.keys(*days), generation, opening, stream.id, *told(generation))
             if found[0] != b"lost":
@@ -457,16 +471,16 @@ class RedisLedger:
                 return found
             await self._look()
             if self._generation != generation:
-                raise StoreUnavailable(_REBUILT)
+                raise _Rebuilding
             # a month that is known there and yet not found is looked for once more: somebody may be opening it
             opening = "" if await self._store.run("SISMEMBER", *known, stream.tenant) else "1"
         await self._renew(generation)
-        raise StoreUnavailable(_REBUILT)
+        raise _Rebuilding
 
     async def _renew(self, generation: str | None) -> None:
         """Begin a new generation in place of one that was found to be lost."""
         await self._look(replaced=generation or "")
-        raise StoreUnavailable(_REBUILT)
+        raise _Rebuilding
 
     async def start(self) -> None:
         """Begin to look after the generation; it need not be called."""
@@ -488,6 +502,7 @@ class RedisLedger:
             if self._looks > asked and not replaced:
                 return
             self._looks += 1
+            self._looked_at = time.monotonic()
             run = (await self._store.run("INFO", "server"))["run_id"]
             fresh, rebuilt = secrets.token_hex(8), self._rebuilt or ""
             told = (run, fresh, self._id, rebuilt, replaced, self._window)
@@ -528,14 +543,21 @@ class RedisLedger:
         for other in (_Stream(*row) for row in rows if not row[0].startswith(self._id)):
             while other.checked != generation:
                 await self._step(other)
+                await self._keep_busy()
         for stream in list(self._streams.values()):
             while stream.unchecked(generation):
                 self._send(stream)
                 if stream.sending is not None:  # which goes on for as long as there are new entries
                     await asyncio.wait({stream.sending}, timeout=_POLL)
+                await self._keep_busy()
                 if self._generation != generation or (stream.sending is None and stream.unchecked(generation)):
-                    raise StoreUnavailable(_REBUILT)
+                    raise _Rebuilding
         self._rebuilt = generation
+
+    async def _keep_busy(self) -> None:
+        """Let the others know that this process still rebuilds: they wait ten seconds for one that says nothing."""
+        if time.monotonic() > self._looked_at + 2 * WATCH:
+            await self._look()
 
     def _recent(self) -> str:
         """Return the oldest month that requests under way may be of."""

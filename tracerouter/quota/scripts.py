@@ -8,8 +8,8 @@ TOKENS``. Lua's numbers are doubles, exact up to 2**53; so money is kept as whol
 each of them far from there, and carried over by hand. (HINCRBY is exact in 64 bits, but an attempt changes 36 amounts
 or more, and one call for each of them took five times as long.)
 
-Besides, the month has its ``generation``, the ``day`` that was booked last, and for each stream of entries its
-``cursor:…``: how far that is booked.
+Besides, the month has its ``generation``; for each stream of entries its ``cursor:…``, how far that is booked; and, to
+miss a key that Redis evicted, the ``day`` that was booked last and the number of ``holds``.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ local function apply()
 end
 
 local function hold(member, lease, claims)
-    redis.call('HSET', held, member, claims)
+    if redis.call('HSET', held, member, claims) == 1 then redis.call('HINCRBY', month, 'holds', 1) end
     redis.call('ZADD', leases, now + lease, member)
     redis.call('EXPIRE', held, 3456000)
     redis.call('EXPIRE', leases, 3456000)
@@ -92,6 +92,7 @@ local function release(member)
     if claims then
         for _, claim in ipairs(cjson.decode(claims)) do change(claim, -1) end
         redis.call('HDEL', held, member)
+        redis.call('HINCRBY', month, 'holds', -1)
     end
     redis.call('ZREM', leases, member)
 end
@@ -129,7 +130,9 @@ end
 if lost() then return {'lost'} end
 if tonumber(redis.call('HGET', month, 'cursor:' .. stream) or '0') < tonumber(cursor) then return {'lost'} end
 local decoded = cjson.decode(claim)
-if redis.call('HGET', month, 'day') == decoded[1] and redis.call('EXISTS', day) == 0 then
+local holds = tonumber(redis.call('HGET', month, 'holds') or '0')
+if redis.call('HLEN', held) ~= holds or redis.call('ZCARD', leases) ~= holds
+    or (redis.call('HGET', month, 'day') == decoded[1] and redis.call('EXISTS', day) == 0) then
     redis.call('DEL', month, leases, held)
     return {'lost'}
 end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -208,6 +208,27 @@ async def test_a_flushed_redis_is_rebuilt_from_all_journals(redis: RedisServer, 
         assert month(one) == Balance(Spend(720, 5, 75), Spend(180, 1, 180))
 
 
+async def test_limits_are_closed_until_the_last_batch_is_booked(
+    redis: RedisServer, replica: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a long journal, also that of a process that was there before; and while it takes long, the others know."""
+    monkeypatch.setattr(redis_ledger, "_BATCH", 3)
+    async with replica("a", window=0.05) as before:
+        await book(before, *(now(f"r{number}", 1) for number in range(100)))
+    async with replica("a", window=0.05) as ledger:
+        await ready(ledger)
+        await book(ledger, *(now(f"s{number}", 1) for number in range(100)))
+        redis.ask("FLUSHALL")
+        held: Any = None
+        async with asyncio.timeout(5):
+            while held is None:
+                with suppress(StoreUnavailable):
+                    held = await ledger.reserve(asks("t", 1))  # the same: what was not held needs no giving back
+                await asyncio.sleep(0.002)
+        assert month(ledger).spent.cost_nanos == 200
+        assert held.headroom[0].left == 1000 - 201
+
+
 async def test_a_replica_that_is_slow_to_rebuild_keeps_limits_closed(redis: RedisServer, replica: Replicas) -> None:
     """However short the window: who began within it is waited for."""
     async with replica("a") as one, replica("b") as slow:
@@ -230,19 +251,20 @@ async def test_a_replica_that_is_slow_to_rebuild_keeps_limits_closed(redis: Redi
 
 
 async def test_a_part_that_is_lost_is_rebuilt_too(redis: RedisServer, replica: Replicas) -> None:
-    """A key that Redis evicted is missed, be it the month's or the day's."""
+    """A key that Redis evicted is missed, whichever of a tenant's it is."""
     async with replica("a") as one, replica("b") as other:
         await ready(one, other)
         await book(one, now("r", 100))
         await book(other, now("s", 200))
+        assert isinstance(await one.reserve(asks("under way", 600)), Reservation)
         key = f"tracerouter:ledger:{{default}}:{one.calendar.day(NOW)}"
-        for lost in (key[:-3], key):
-            redis.ask("DEL", lost)
+        for lost in (key[:-3], key, f"{key[:-3]}:held", f"{key[:-3]}:leases"):
+            assert redis.ask("DEL", lost) == 1
             with pytest.raises(StoreUnavailable):
                 await other.reserve(asks("t", 1))
             await ready(one, other)
-            assert month(one) == today(one) == Balance(Spend(300, 2, 30))
-            assert isinstance(await other.reserve(asks(lost, 1, lease=0)), Reservation)
+            assert month(one) == today(one) == Balance(Spend(300, 2, 30), Spend(600, 1, 600))
+            assert isinstance(await other.reserve(asks(lost, 100, lease=0)), Reservation)
 
 
 async def test_a_redis_that_comes_back_with_an_older_state_is_brought_up_to_date(

@@ -415,9 +415,10 @@ async def test_work_whose_caller_left_is_not_done(store: SqliteStore, path: Path
 
 
 async def test_work_is_told_that_the_disk_fails_and_rows_wait(
-    store: SqliteStore, path: Path, caplog: pytest.LogCaptureFixture
+    store: SqliteStore, path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Work in a group that can't be committed is given up; the group's rows are written later, and work succeeds."""
+    monkeypatch.setattr(sqlite, "_LOCKED", 0.3)
     with locked(path) as other:
         written = asyncio.ensure_future(store.write(does(row("row"))))
         for _ in range(3):
