@@ -16,7 +16,7 @@ from tracerouter.errors import ConfigError
 from tracerouter.policy.file import read
 from tracerouter.providers.local import check_installed
 from tracerouter.providers.weights import weights
-from tracerouter.quota import QuotaState, SqliteLedger
+from tracerouter.quota import QuotaState, RedisLedger, SqliteLedger
 from tracerouter.store import RedisItems, RedisStore, SqliteItems, SqliteStore
 from tracerouter.store.redis import SCHEMES
 
@@ -109,11 +109,13 @@ def quotas(path: Path | None, say: Callable[[str], object]) -> Iterator[tuple[Qu
     Raises:
         ConfigError: There is no store yet, or the policy is wrong.
     """
-    kept = store(path, say)
+    shared = redis_store(path)
+    kept = SqliteStore(":memory:") if shared else store(path, say)  # who only reads Redis needs no journal
     try:
         where = PACKAGED / "demo.yaml" if _is_demo(path) else path or HERE
         policy = policies.load(where.parent / read(where, _PolicyOnly, variables={"policy"}).policy)
-        yield QuotaState(SqliteLedger(kept, policy.timezone), policy), policy
+        ledger = RedisLedger(shared, kept, policy.timezone) if shared else SqliteLedger(kept, policy.timezone)
+        yield QuotaState(ledger, policy), policy
     finally:
         kept.close()
 

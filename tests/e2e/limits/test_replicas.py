@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +36,12 @@ class Replicas(AsyncExitStack):
         gateway = Gateway(write(folder, openai_models(self._url), policy, **self._told))
         if gateway.router.jobs is not None:
             gateway.router.jobs._look = 0.05
-        return await self.enter_async_context(gateway)
+        opened = await self.enter_async_context(gateway)
+        ledger: Any = opened.router._ledger
+        async with asyncio.timeout(20):
+            while not ledger.available:  # a new Redis waits for other replicas' journals
+                await asyncio.sleep(0.02)
+        return opened
 
 
 async def test_a_rate_holds_over_replicas(
@@ -75,3 +82,22 @@ async def test_tokens_and_jobs_go_from_one_replica_to_another(
                 await asyncio.sleep(0.02)
     assert said.body["status"] == 200
     assert [request.body["messages"][0]["content"] for request in upstream.requests] == ["hi [[ok]]", "ho [[ok]]"]
+
+
+async def test_a_limit_holds_over_replicas_and_is_read_at_a_terminal(
+    tmp_path: Path, callers: Callers, upstream: Upstream, keys: dict[str, str], redis: RedisServer
+) -> None:
+    """What one replica spends the other has less; a terminal without their journals reads the same from Redis."""
+    policy = {"quotas": [{"per": "tenant", "limit": "3 requests/day"}]}
+    async with Replicas(tmp_path, upstream, keys, redis.url) as replicas:
+        one, other = await replicas.open(policy), await replicas.open(policy)
+        told = [await callers.post(at, asking("hi [[ok]]"), **FRESH) for at in (one, other, one, other)]
+        assert [said.status for said in told] == [200, 200, 200, 429]
+        (tmp_path / "terminal").mkdir()
+        path = write(tmp_path / "terminal", openai_models(upstream.url), policy, store=redis.url)
+        command = [sys.executable, "-m", "tracerouter", "quota", "--config", str(path), "--tenant", "acme", "--json"]
+        asked = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        out, _ = await asked.communicate()
+        assert asked.returncode == 0
+        (limit,) = json.loads(out)["limits"]
+        assert (limit["spent"], limit["remaining"]) == (3, 0)
