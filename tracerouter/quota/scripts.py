@@ -6,7 +6,7 @@ sorted set: reservation, and when it ends), what these hold (a hash), and each d
 An account is one field, ``all:user:ada``, with what was spent on it and what is reserved: ``DOLLARS NANOS REQUESTS
 TOKENS``. Lua's numbers are doubles, exact up to 2**53; so money is kept as whole dollars and as nano-dollars below one,
 each of them far from there, and carried over by hand. (HINCRBY is exact in 64 bits, but an attempt changes 36 amounts
-or more, and one call for each of them took five times as long.)
+or more, and with one call for each of them a script took 1.6 times as long.)
 
 Besides, the month has its ``generation``; for each stream of entries its ``cursor:…``, how far that is booked; and, to
 miss a key that Redis evicted, the ``day`` that was booked last and the number of ``holds``.
