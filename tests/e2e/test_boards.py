@@ -35,7 +35,7 @@ HEALTHY = 28.0
 """Seconds before the faults: a day before, at the rules' scale."""
 RECENT = "90s"
 """All of the run."""
-PATIENCE = 15.0
+PATIENCE = 45.0
 ONLY_WHEN_FULL = "otelcol_exporter_enqueue_failed_"
 """Series that the collector has once its queue was full, which test_collector.py sees to."""
 
