@@ -8,6 +8,7 @@
     │   ├── NotFound           there is no such thing, or it is another tenant's     (HTTP 404)
     │   ├── Conflict           somebody else was first, or it is too late            (HTTP 409)
     │   ├── KeyReused          an idempotency key came with another request before   (HTTP 422)
+    │   ├── NotNow             what it needs does not answer at the moment           (HTTP 503)
     │   ├── UnknownModel       `model` is neither `auto` nor an alias                (HTTP 404)
     │   └── TooLarge           a body or prompt over the limit                       (HTTP 413)
     ├── CallerGone             the caller stopped reading its stream
@@ -98,6 +99,13 @@ class KeyReused(BadRequest):
 
     status = 422
     code = "idempotency_key_reused"
+
+
+class NotNow(BadRequest):
+    """What the request needs does not answer at the moment; it may be sent again."""
+
+    status = 503
+    code = "store_unavailable"
 
 
 class UnknownModel(BadRequest):

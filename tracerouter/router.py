@@ -16,6 +16,7 @@ from tracerouter.errors import (
     BadRequest,
     CallerGone,
     ConfigError,
+    NotNow,
     ProviderError,
     ProviderTimeout,
     StoreUnavailable,
@@ -27,6 +28,7 @@ from tracerouter.errors import (
 from tracerouter.policy import decide
 from tracerouter.providers import HandlerProvider, Model, compose
 from tracerouter.quota import ENDLESS_LEASE, LEASE_MARGIN, Hold, Later, relieve, reserve
+from tracerouter.quota.confirmations import HEADER as CONFIRM_HEADER
 from tracerouter.telemetry import Telemetry, fresh_id, names
 from tracerouter.tokens import count_request
 from tracerouter.types import (
@@ -222,7 +224,7 @@ class Router:
                 call = self._call(task, decision, rung, escalation, deadline)
                 hold = await self._reserve(rung, call, draft)
                 if isinstance(hold, Denied):
-                    relief = await self._relieve(hold, rung, call, task, ladder, escalation, draft)
+                    relief = await self._relieve(hold, rung, call, task, pinned or ladder, escalation, draft)
                     if relief.status is not None:
                         return await self._answer(relief.status, hold.reason, relief.completion, tap, draft)
                     task, rungs = relief.task or task, [*relief.rungs, *rungs]
@@ -435,7 +437,11 @@ class Router:
             with suppress(StoreUnavailable):
                 draft.job = await self.jobs.earlier(task)
         if draft.job is None and self._confirmations is not None and task.confirm is not None:
-            draft.confirmed = await self._confirmations.redeem(task.confirm, task)
+            try:
+                draft.confirmed = await self._confirmations.redeem(task.confirm, task)
+            except StoreUnavailable:
+                msg = "the token can't be checked now: send the request again in some seconds"
+                raise NotNow(msg, CONFIRM_HEADER) from None
         return draft.job is None
 
     def _freshness(self, task: Task) -> Freshness:
@@ -778,7 +784,7 @@ class Router:
         ttl, kept, alias = decision.rules.cache_ttl, attempt.completion, attempt.rung.alias
         if self._cache is None or hit.key is None or not ttl or kept is None or alias in self._handlers:
             return
-        if draft.turns_dropped:  # it answers another question
+        if draft.limits_reached:  # it is a lesser answer, or one to another question
             return
         if (
             len(draft.attempts) > 1 and attempt.usage is not None

@@ -820,8 +820,8 @@ class Attempt:
         if self.reservation is None:
             return False
         bound, used = self.reservation.bound, self.usage or Usage()
-        over = bound.tokens and used.input + used.output > bound.tokens
-        return bool(over) or (self.cost.nanos or 0) > bound.cost_nanos > 0
+        over = used.input + used.output > bound.tokens > 1  # 1 is held where no bound is known
+        return over or (self.cost.nanos or 0) > bound.cost_nanos > 1
 
     @property
     def spend(self) -> Spend:

@@ -350,3 +350,48 @@ async def test_what_never_fits_is_not_put_off(ledger: SqliteLedger) -> None:
     assert int(told.headers["retry-after"]) <= 86_400
     assert isinstance(told.body, bytes)
     assert orjson.loads(told.body)["tracerouter"]["quota_action"] == "refuse"
+
+
+async def test_what_is_pinned_is_never_downgraded_past_it(ledger: SqliteLedger) -> None:
+    """A caller that names a model gets that one or none; a model that stands on no ladder counts as expensive."""
+    quota = {"limit": "0 requests/day", "role": "expensive", "then": ["downgrade"]}
+    with_models = limited(
+        ledger, quota, policy={"ladder": ["small"], "ladders": {"eu": ["large"]}, "tasks": {}, "risks": {}}
+    )
+    for name in ("eu", "large"):
+        outcome = await asked(with_models, model=name)
+        assert (outcome.status, outcome.reason) == (Status.REFUSED, Reason.BUDGET_EXHAUSTED)
+    assert not with_models.small.calls
+    assert not with_models.large.calls
+
+
+async def test_a_downgraded_answer_is_nobody_elses(ledger: SqliteLedger) -> None:
+    """Who has room is not given the lesser answer of who had none."""
+    quota = {"per": "user", "limit": "1 requests/day", "role": "expensive", "then": ["downgrade"]}
+    with_models = limited(ledger, quota, cache=OutputCache(BoundedMemoryCache()))
+    ann, bob = Caller(user="ann"), Caller(user="bob")
+    await asked(with_models, "first", hint="sql", caller=ann)
+    lesser = await asked(with_models, hint="sql", caller=ann)
+    assert [one.rung.alias for one in lesser.attempts] == ["small"]
+    full = await asked(with_models, hint="sql", caller=bob)
+    assert (full.status, [one.rung.alias for one in full.attempts]) == (Status.ANSWERED, ["large"])
+
+
+async def test_a_limit_that_is_used_up_stops_what_has_no_price(ledger: SqliteLedger) -> None:
+    """Where the bound of a call is not known, the least is held."""
+    with_models = limited(ledger, {"limit": "0 USD/day"})
+    object.__setattr__(with_models.router.models["small"], "price", None)
+    assert (await asked(with_models, model="small")).status is Status.REFUSED
+
+
+async def test_a_slow_ledger_costs_no_request_more_than_its_time(ledger: SqliteLedger) -> None:
+    """At the deadline it counts as one that does not answer."""
+
+    async def never(_: Claim) -> Reservation | Denied:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    with_models = limited(ledger, {"limit": "1 USD/day"}, policy={"without_ledger": {"closed": ["cheap", "expensive"]}})
+    ledger.reserve = never  # type: ignore[method-assign]
+    outcome = await asyncio.wait_for(asked(with_models, timeout=0.05), 5)
+    assert (outcome.status, outcome.reason) == (Status.REFUSED, Reason.LEDGER_UNAVAILABLE)

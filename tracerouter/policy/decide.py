@@ -155,8 +155,9 @@ def _review(
 
 def _pinned(pinned: tuple[str, ...], ladder: tuple[str, ...]) -> tuple[Rung, ...]:
     """Give each rung that the caller asks for by name its role."""
-    is_last = len(ladder) > 1 and pinned[0] == ladder[-1]
-    first = Rung(pinned[0], Role.EXPENSIVE if is_last else Role.CHEAP)
+    known = ladder if pinned[0] in ladder else pinned
+    is_cheap = pinned[0] in known[:-1] or ladder == pinned[:1]  # one that stands on no ladder may be as dear as any
+    first = Rung(pinned[0], Role.CHEAP if is_cheap else Role.EXPENSIVE)
     return (first, *(Rung(alias, Role.FALLBACK) for alias in pinned[1:]))
 
 

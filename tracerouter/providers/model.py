@@ -107,13 +107,14 @@ class Model:
         """Return the most that one try of `call` can use, had its input `less` tokens less.
 
         That is its input and the bound on its answer that is sent along. The input is counted as :meth:`count_input`
-        does: exactly for OpenAI's models. A wrapped service's call has no bound that is known.
+        does: exactly for OpenAI's models. Where no bound is known, as of a wrapped service's call or of a model without
+        a price, it is the least there is, so that at least a limit that is used up lets it not pass.
         """
         if self.timeout is None:
-            return Spend()
+            return Spend(1, 1, 1)
         asked = max(self.count_input(call.body) - less, 0)
         answered = (call.body.get(self.limit_field) or 0) * (call.body.get("n") or 1)
-        return Spend(self.price.most(asked, answered) if self.price else 0, 1, asked + answered)
+        return Spend(self.price.most(asked, answered) if self.price else 1, 1, asked + answered)
 
     def bill(self, meter: Meter, body: Mapping[str, Any]) -> tuple[Usage | None, Cost]:
         """Return the tokens and the cost of all that was sent; each try is rounded once, as an upstream bills it."""

@@ -48,7 +48,7 @@ async def reserve(
     """
     try:
         limits = tuple(limit for limit in claim.limits if limit.name not in passed)
-        found = await _reserved(ledger, replace(claim, limits=limits))
+        found = await _reserved(ledger, replace(claim, limits=limits), call.deadline)
     except StoreUnavailable:
         role = Role.EXPENSIVE if claim.role is Role.FALLBACK else claim.role
         if role.value not in without.closed:
@@ -62,7 +62,7 @@ async def reserve(
 
     async def room() -> bool:
         try:
-            more = await _reserved(ledger, again)
+            more = await _reserved(ledger, again, call.deadline)
         except StoreUnavailable:
             return False
         if isinstance(more, Denied) or hold.held is None:
@@ -74,9 +74,14 @@ async def reserve(
     return hold
 
 
-async def _reserved(ledger: Ledger, claim: Claim) -> Reservation | Denied:
+async def _reserved(ledger: Ledger, claim: Claim, deadline: float) -> Reservation | Denied:
     try:
-        return await ledger.reserve(claim)
+        async with asyncio.timeout_at(deadline):
+            return await ledger.reserve(claim)
     except asyncio.CancelledError:
         ledger.release(claim)  # it may have come about all the same
         raise
+    except TimeoutError:
+        ledger.release(claim)  # likewise
+        msg = "the ledger did not answer before the request's deadline"
+        raise StoreUnavailable(msg) from None

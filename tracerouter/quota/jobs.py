@@ -134,6 +134,7 @@ class Jobs:
             "wants": digest(task),
             "caller": asdict(caller),
             "hint": task.hint,
+            "webhook": task.webhook,
             "freshness": list(task.freshness),
             "timeout": time_limit,
             "traceparent": traceparent,
@@ -178,7 +179,7 @@ class Jobs:
 
     async def _owned(self, id: str, caller: Caller) -> Item | None:  # noqa: A002 - as above
         found = await self._items.get(_KIND, id)
-        mine = found is not None and (found.tenant, found.user) == (caller.tenant, caller.user)
+        mine = found is not None and _who(Caller(**found.body["caller"])) == _who(caller)
         return found if mine else None
 
     async def _work(self, run: Run, room: Room) -> None:
@@ -255,7 +256,14 @@ class Jobs:
                 await self._back(item, _due(outcome.denied, time.time()), "no room yet", {"tries": 0, **lacks})
             return
         answered = not isinstance(outcome, BadRequest) and outcome.completion is not None
-        await self._finish(item, "done" if answered else "failed", self._answer(outcome, _task(item).operation))
+        told = self._answer(outcome, _task(item).operation)
+        finishing = asyncio.ensure_future(self._finish(item, "done" if answered else "failed", told))
+        try:
+            await asyncio.shield(finishing)
+        except asyncio.CancelledError:  # it was paid for: to run it again would cost it again
+            await asyncio.wait({finishing}, timeout=_LAST_WORD)
+            finishing.cancel()
+            raise
 
     async def _watched(self, item: Item, run: Run) -> Outcome | BadRequest:
         """Route it, and stop where it has been deleted meanwhile."""
@@ -281,7 +289,10 @@ class Jobs:
     async def _finish(self, item: Item, state: str, told: tuple[int, Mapping[str, Any]]) -> None:
         """Keep the answer, and forget the request; for as long as its lease lasts, the store may fail."""
         status, answer = told
-        kept = {name: item.body[name] for name in ("wants", "limit", "reason")} | {"status": status, "answer": answer}
+        kept = {name: item.body[name] for name in ("wants", "limit", "reason", "caller")} | {
+            "status": status,
+            "answer": answer,
+        }
         until = item.due or 0.0
         while True:
             try:
@@ -297,13 +308,22 @@ class Jobs:
                 return
 
 
+_LAST_WORD: Final = 2.0
+"""Seconds that a process which ends takes to keep an answer that is there."""
+
+
 def _id(task: Task) -> str:
     """Draw an id, or make it of who asks with which idempotency key: there is one job of each."""
     if task.idempotency_key is None:
         return secrets.token_hex(16)
     caller = task.caller
-    key = orjson.dumps([caller.tenant, caller.user, task.idempotency_key])
+    key = orjson.dumps([*_who(caller), task.idempotency_key])
     return blake2b(key, digest_size=16).hexdigest()
+
+
+def _who(caller: Caller) -> tuple[str | None, ...]:
+    """Return whose a job is: a user's, or where there is none an API key's."""
+    return (caller.tenant, caller.team, caller.user, caller.key if caller.user is None else None)
 
 
 def _same(item: Item, task: Task) -> Job:
@@ -337,6 +357,7 @@ def _task(item: Item) -> Task:
         told["request"],
         Caller(**told["caller"]),
         hint=told["hint"],
+        webhook=told.get("webhook"),
         freshness=Freshness(*told["freshness"]),
         timeout=told["timeout"],
         origin=Origin(item.id, told["traceparent"]),

@@ -429,6 +429,9 @@ class RedisLedger:
             at = int(found[1])
             if at < start and stream.checked == generation:  # it knew more
                 await self._renew(generation)
+            for line in stream.waiting:  # another process has booked them, and released nothing
+                if line.member is not None and line.number <= at:
+                    stream.releases.setdefault(line.member, 0.0)
             stream.told(at)
             return
         stream.told(to)

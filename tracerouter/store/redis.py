@@ -26,6 +26,8 @@ TIMEOUT: Final = 0.5
 """Seconds that a call may take, with waiting for a connection and making it."""
 _TURNS: Final = 20
 """Turns of the loop after the time-out, in each of which an answer that has come gets one step further."""
+QUEUE: Final = 5.0
+"""Seconds that a call waits for a free connection, at most."""
 PAUSE: Final = 0.5
 """Seconds after a call that was not answered, until one tries again."""
 
@@ -97,7 +99,12 @@ class RedisStore:
         if clock() < self._try_at:
             msg = f"{self.name} did not answer lately"
             raise StoreUnavailable(msg)
-        await self._free.acquire()  # that many wait is no failure of Redis
+        try:
+            async with asyncio.timeout(QUEUE):
+                await self._free.acquire()
+        except TimeoutError:  # that many wait is no failure of Redis
+            msg = f"{self.name} is slower than it is asked"
+            raise StoreUnavailable(msg) from None
         try:
             if clock() < self._try_at:  # others found out meanwhile
                 msg = f"{self.name} did not answer lately"
