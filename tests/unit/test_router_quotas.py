@@ -387,7 +387,7 @@ async def test_a_limit_that_is_used_up_stops_what_has_no_price(ledger: SqliteLed
 async def test_a_slow_ledger_costs_no_request_more_than_its_time(ledger: SqliteLedger) -> None:
     """At the deadline it counts as one that does not answer."""
 
-    async def never(_: Claim) -> Reservation | Denied:
+    async def never(claim: Claim) -> Reservation | Denied:
         await asyncio.Event().wait()
         raise AssertionError
 
